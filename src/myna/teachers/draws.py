@@ -1,0 +1,131 @@
+"""Addressable random draws: the u-th uniform number of a place, not of a time.
+
+    u(prefix, stream, draw, position) = mix(mix(mix(hash(prefix) ^ stream) + draw) + position)
+
+with mix the finaliser of SplitMix64 (Steele, Lea, Flood 2014), read as a 53-bit
+fraction. Answers therefore do not depend on batch size or on the order of arrival.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from myna.errors import InputError
+from myna.lowrank.student import draw, sampling_limit
+from myna.spec import Spec
+from myna.teachers.oracle import Completions, Laws, Stream
+from myna.teachers.prefixes import Prefixes, check_prefixes
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser: a bijection of 64-bit words that passes as random."""
+    z = z + _GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def prefix_hashes(prefixes: Prefixes) -> np.ndarray:
+    """A 64-bit hash of each prefix, (batch,), independent of its padding."""
+    tokens = prefixes.tokens.numpy().astype(np.uint64)
+    lengths = prefixes.lengths.numpy()
+    hashes = np.zeros(len(lengths), np.uint64)
+    for t in range(tokens.shape[1]):
+        hashes = np.where(lengths > t, _mix(hashes ^ _mix(tokens[:, t])), hashes)
+    return hashes
+
+
+class Dice:
+    """The uniform numbers of one request, (batch * draw) rows, position by position."""
+
+    def __init__(self, prefixes: Prefixes, stream: Stream, first_draw: int, count: int):
+        """Fix prefixes, stream and draw indices; positions are asked one by one."""
+        draws = np.arange(first_draw, first_draw + count, dtype=np.uint64)
+        places = _mix(prefix_hashes(prefixes) ^ np.uint64(stream.key))
+        self._seeds = _mix(places[:, None] + draws[None, :]).reshape(-1)
+
+    def roll(self, rows: Int[Tensor, " rows"], position: int) -> Float[Tensor, " rows"]:
+        """One uniform number in [0, 1) a row, for the token at `position`."""
+        words = _mix(self._seeds[rows.cpu().numpy()] + np.uint64(position))
+        return torch.from_numpy((words >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def check_draws(count: int, first_draw: int) -> None:
+    """Refuse negative draw indices and an empty request.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    if count < 1 or first_draw < 0:
+        raise InputError(
+            f"draws are asked as count >= 1 from first_draw >= 0, got {count} from {first_draw}"
+        )
+
+
+def complete_by_laws(
+    teacher: Laws,
+    prefixes: Prefixes,
+    count: int,
+    *,
+    stream: Stream,
+    max_tokens: int | None = None,
+    first_draw: int = 0,
+) -> Completions:
+    """Completions drawn on this side, from laws asked one token at a time.
+
+    Every law that is used is asked of `teacher`, so a ledger counts it as a query.
+    """
+    spec = teacher.spec
+    check_draws(count, first_draw)
+    check_prefixes(spec, prefixes)
+    dice = Dice(prefixes, stream, first_draw, count)
+    rows = prefixes.take(torch.arange(len(prefixes.lengths)).repeat_interleave(count))
+    limits = draw_limits(spec, prefixes.lengths, max_tokens).repeat_interleave(count)
+    drawn = torch.empty((len(limits), 0), dtype=torch.int64)
+    lengths = torch.zeros(len(limits), dtype=torch.int64)
+    alive = (limits > 0).nonzero()[:, 0]
+    position = 0
+    while len(alive):
+        histories = _joined(rows.take(alive), drawn[alive, :position])
+        tokens = draw(teacher.laws(histories).cpu(), dice.roll(alive, position))
+        drawn = widened(drawn, position)
+        drawn[alive, position] = tokens
+        position += 1
+        lengths[alive] = position
+        alive = alive[going(spec, tokens) & (limits[alive] > position)]
+    shape = (len(prefixes.lengths), count)
+    return Completions(drawn[:, :position].reshape(*shape, position), lengths.reshape(shape))
+
+
+def widened(drawn: Int[Tensor, "rows width"], position: int) -> Int[Tensor, "rows wider"]:
+    """Room for one more column at `position`: the width doubles where it is full."""
+    if position < drawn.shape[1]:
+        return drawn
+    return torch.nn.functional.pad(drawn, (0, max(16, position)), value=-1)
+
+
+def going(spec: Spec, tokens: Int[Tensor, " rows"]) -> Tensor:
+    """Which rows the drawn token did not end."""
+    return torch.ones_like(tokens, dtype=torch.bool) if spec.stop is None else tokens != spec.stop
+
+
+_NO_LIMIT = 2**62
+
+
+def draw_limits(spec: Spec, lengths: Tensor, max_tokens: int | None) -> Tensor:
+    """How many tokens may be drawn after each prefix."""
+    found = [sampling_limit(spec, max_tokens, t) for t in lengths.tolist()]
+    return torch.tensor([_NO_LIMIT if room is None else room for room in found])
+
+
+def _joined(prefixes: Prefixes, suffix: Int[Tensor, "rows width"]) -> Prefixes:
+    """Each prefix followed by its own suffix, all suffixes of one length."""
+    rows, width = prefixes.tokens.shape
+    tokens = torch.full((rows, width + suffix.shape[1]), -1, dtype=torch.int64)
+    tokens[:, :width] = prefixes.tokens
+    columns = prefixes.lengths[:, None] + torch.arange(suffix.shape[1])
+    tokens.scatter_(1, columns, suffix)
+    return Prefixes(tokens, prefixes.lengths + suffix.shape[1])
