@@ -74,6 +74,28 @@ class Budget:
                 )
 
 
+class _LawTable:
+    """Every law received: one growing matrix, and which row each prefix has."""
+
+    def __init__(self, num_tokens: int):
+        self.rows: dict[bytes, int] = {}
+        self._laws = torch.empty((256, num_tokens), dtype=torch.float64)
+
+    def add(self, keys: list[bytes], laws: Float[Tensor, "batch token"]) -> None:
+        """Keep new laws; the matrix doubles where it is full."""
+        start, stop = len(self.rows), len(self.rows) + len(keys)
+        if stop > len(self._laws):
+            grown = torch.empty((max(stop, 2 * len(self._laws)), laws.shape[1]), dtype=torch.float64)
+            grown[:start] = self._laws[:start]
+            self._laws = grown
+        self._laws[start:stop] = laws
+        self.rows.update(zip(keys, range(start, stop), strict=True))
+
+    def find(self, keys: list[bytes]) -> Float[Tensor, "batch token"]:
+        """The laws of prefixes that are all known."""
+        return self._laws[torch.tensor([self.rows[key] for key in keys], dtype=torch.int64)]
+
+
 class Ledger:
     """Counts, keeps and limits what one teacher is asked.
 
@@ -88,7 +110,7 @@ class Ledger:
         self._budget = budget or Budget()
         self._seed = seed
         self._accounts: dict[str, Account] = {}
-        self._laws: dict[bytes, Tensor] = {}
+        self._laws = _LawTable(teacher.spec.num_tokens)
         self._tops: dict[bytes, TopLaw] = {}
         self._draws: dict[tuple[bytes, Stream, int | None, int], Tensor] = {}
         self._lock = threading.RLock()
@@ -205,15 +227,13 @@ class LawsView(TopLawsView):
         check_prefixes(self.spec, prefixes)
         ledger, keys = self._ledger, prefixes.keys()
         with ledger._lock:
-            missing = _missing(ledger, self.purpose, prefixes, keys, ledger._laws)
+            missing = _missing(ledger, self.purpose, prefixes, keys, ledger._laws.rows)
             if missing is not None:
                 answer = ledger._teacher.laws(missing)  # pyright: ignore[reportAttributeAccessIssue]
                 answer = answer.to("cpu", torch.float64)
                 check_law(missing, answer)
-                ledger._laws.update(zip(missing.keys(), answer.unbind(0), strict=True))
-            if not keys:
-                return torch.empty((0, self.spec.num_tokens), dtype=torch.float64)
-            return torch.stack([ledger._laws[key] for key in keys])
+                ledger._laws.add(missing.keys(), answer)
+            return ledger._laws.find(keys)
 
     def draw_by_laws(self, count: int, first_draw: int, max_tokens: int | None) -> Completions:
         """Whole sequences drawn on this side from laws; every law used is a query."""

@@ -7,7 +7,6 @@ exactly the rows with length >= d and c_i < d. Stepping those nodes, level by le
 computes each shared prefix once.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -19,6 +18,9 @@ from torch import Tensor
 from myna.errors import InputError
 from myna.lowrank.student import Strings, check_strings, strings
 from myna.spec import Spec
+
+
+TOKEN_BYTES = 4  # a key is this many bytes a token, so key[:-TOKEN_BYTES] is the parent's
 
 
 class Prefixes(NamedTuple):
@@ -48,13 +50,12 @@ class Prefixes(NamedTuple):
 
         Tokens are written big-endian, so keys also sort as the prefixes do.
         """
-        rows = np.ascontiguousarray(self.tokens.numpy().astype(">u4")).tobytes()
-        width = 4 * self.tokens.shape[1]
+        rows = self.tokens.numpy().astype(">u4").tobytes()
+        width = TOKEN_BYTES * self.tokens.shape[1]
+        starts = range(0, width * len(self.lengths), width) if width else [0] * len(self.lengths)
         return [
-            rows[start : start + 4 * length]
-            for start, length in zip(
-                itertools.count(0, width), self.lengths.tolist(), strict=False
-            )
+            rows[start : start + TOKEN_BYTES * length]
+            for start, length in zip(starts, self.lengths.tolist(), strict=True)
         ]
 
     def extended(self, words: "Prefixes") -> "Prefixes":
@@ -99,6 +100,7 @@ class Level(NamedTuple):
     tokens: (nodes,) the token on the edge from the parent
     rows: (ends,) which rows of the batch end at this depth
     nodes: (ends,) the node each of them ends at
+    below: (nodes,) for each node, one row of the batch that passes through it
     """
 
     depth: int
@@ -106,6 +108,7 @@ class Level(NamedTuple):
     tokens: Int[Tensor, " nodes"]
     rows: Int[Tensor, " ends"]
     nodes: Int[Tensor, " ends"]
+    below: Int[Tensor, " nodes"]
 
 
 def tree_levels(prefixes: Prefixes) -> Iterator[Level]:
@@ -136,5 +139,6 @@ def tree_levels(prefixes: Prefixes) -> Iterator[Level]:
             torch.from_numpy(tokens[opens, depth - 1] if depth else opens),
             torch.from_numpy(order[ends]),
             torch.from_numpy(here[ends]),
+            torch.from_numpy(order[opens] if depth else order[:1]),
         )
         above = here

@@ -6,6 +6,7 @@ completions from stepping each draw.
 """
 
 import abc
+import functools
 
 import torch
 from jaxtyping import Float, Int
@@ -24,62 +25,110 @@ from myna.lowrank.student import (
 from myna.spec import Spec
 from myna.teachers.draws import Dice, check_draws, draw_limits, going, widened
 from myna.teachers.oracle import Completions, Stream, TopLaw, top_of
-from myna.teachers.prefixes import Prefixes, check_prefixes, tree_levels
+from myna.teachers.prefixes import TOKEN_BYTES, Prefixes, check_prefixes, tree_levels
 
 
 def states_of(model: Stepper, prefixes: Prefixes) -> State:
-    """The state each prefix leads to, all shared parts stepped once.
+    """The states of prefixes that have one length, all shared parts stepped once.
 
-    The result's rows are in the batch's order; its position is the longest prefix's,
-    so it serves reading laws of prefixes that have one length, or vectors.
+    Raises:
+        InputError: for a prefix of probability zero, which leads to no state.
     """
-    vectors, position = None, 0
     state = model.initial(1)
+    device = state.vector.device
+    if not len(prefixes.lengths):
+        return State(state.vector[:0], 0)
     for level in tree_levels(prefixes):
         if level.depth:
-            device = state.vector.device
-            state, _ = model.step(state.take(level.parents.to(device)), level.tokens.to(device))
-        if vectors is None:
-            vectors = state.vector.new_empty((len(prefixes.lengths), state.vector.shape[1]))
-        vectors[level.rows] = state.vector[level.nodes]
-        position = level.depth
-    return State(model.initial(0).vector if vectors is None else vectors, position)
+            state, info = model.step(
+                state.take(level.parents.to(device)), level.tokens.to(device)
+            )
+            require_possible(info, prefixes, level.below)
+    order = torch.empty_like(level.nodes)
+    order[level.rows] = level.nodes
+    return state.take(order.to(device))
 
 
-def laws_by_steps(model: Stepper, prefixes: Prefixes) -> Float[Tensor, "batch token"]:
-    """Next-token log-probabilities of each prefix, shared prefixes stepped once.
+def require_possible(info: StepInfo, prefixes: Prefixes, row_of: Int[Tensor, " nodes"]) -> None:
+    """Refuse a step of probability zero, naming a prefix that takes it.
+
+    Raises:
+        InputError: with the first such prefix.
+    """
+    impossible = info.log_prob.cpu() == -torch.inf
+    if bool(impossible.any()):
+        row = int(row_of[impossible][0])
+        raise InputError(
+            "a law was asked after a prefix of probability zero, which has none: "
+            f"{list(prefixes.rows()[row])}; ask only about prefixes the model can produce"
+        )
+
+
+class RecentStates:
+    """The states of the prefixes asked last: a child costs one step, not a walk.
+
+    Learners ask breadth first, a prefix before its extensions. A bounded number of
+    states is kept; the oldest make room. Only speed depends on what is kept.
+    """
+
+    def __init__(self, capacity_bytes: int = 2**28):
+        """An empty store of at most `capacity_bytes` of state vectors."""
+        self._capacity_bytes = capacity_bytes
+        self._rows: dict[bytes, Tensor] = {}
+
+    def find(self, keys: list[bytes]) -> list[Tensor | None]:
+        """The state vector of each prefix, or None where it is not kept."""
+        return [self._rows.get(key) for key in keys]
+
+    def keep(self, keys: list[bytes], vectors: Float[Tensor, "batch width"]) -> None:
+        """Store states, then forget the oldest beyond the capacity."""
+        self._rows.update(zip(keys, vectors.unbind(0), strict=True))
+        room = self._capacity_bytes // max(1, vectors.shape[1] * vectors.element_size())
+        while len(self._rows) > room:
+            del self._rows[next(iter(self._rows))]
+
+
+def laws_by_steps(
+    model: Stepper, prefixes: Prefixes, recent: RecentStates
+) -> Float[Tensor, "batch token"]:
+    """Next-token log-probabilities (nats) of each prefix.
+
+    A prefix whose parent was asked lately takes one step from there; others are
+    walked from the root along their prefix tree.
 
     Raises:
         InputError: for a prefix of probability zero.
     """
-    spec = model.spec
-    check_prefixes(spec, prefixes)
-    state = model.initial(1)
-    device = state.vector.device
-    laws = torch.empty(
-        (len(prefixes.lengths), spec.num_tokens), dtype=state.vector.dtype, device=device
-    )
-    possible = torch.ones(1, dtype=torch.bool, device=device)
-    for level in tree_levels(prefixes):
-        if level.depth:
-            parents = level.parents.to(device)
-            state, info = model.step(state.take(parents), level.tokens.to(device))
-            possible = possible[parents] & (info.log_prob > -torch.inf)
-        if not len(level.rows):
-            continue
-        nodes, rows = level.nodes.to(device), level.rows.to(device)
-        if not bool(possible[nodes].all()):
-            row = int(rows[~possible[nodes]][0])
-            raise InputError(
-                "a law was asked after a prefix of probability zero, which has none: "
-                f"{prefixes.rows()[row]}; ask only about prefixes the model can produce"
-            )
-        laws[rows] = model.law(state.take(nodes))
+    check_prefixes(model.spec, prefixes)
+    keys = prefixes.keys()
+    laws = model.initial(0).vector.new_empty((len(keys), model.spec.num_tokens))
+    for length in prefixes.lengths.unique().tolist():
+        rows = (prefixes.lengths == length).nonzero()[:, 0]
+        parents = recent.find([keys[i][:-TOKEN_BYTES] for i in rows.tolist()] if length else [])
+        found = torch.tensor([vector is not None for vector in parents], dtype=torch.bool)
+        near, far = (rows[found], rows[~found]) if length else (rows[:0], rows)
+        for group in (near, far):
+            if not len(group):
+                continue
+            batch = prefixes.take(group)
+            if group is near:
+                vectors = torch.stack([vector for vector in parents if vector is not None])
+                tokens = batch.tokens[:, length - 1].to(vectors.device)
+                state, info = model.step(State(vectors, length - 1), tokens)
+                require_possible(info, batch, torch.arange(len(group)))
+            else:
+                state = states_of(model, batch)
+            laws[group.to(laws.device)] = model.law(state)
+            recent.keep([keys[i] for i in group.tolist()], state.vector)
     return laws
 
 
 class SteppedTeacher(abc.ABC):
     """All three levels of access, from `initial`, `step` and `law`."""
+
+    @functools.cached_property
+    def _recent(self) -> RecentStates:
+        return RecentStates()
 
     @property
     @abc.abstractmethod
@@ -107,7 +156,7 @@ class SteppedTeacher(abc.ABC):
 
     def laws(self, prefixes: Prefixes) -> Float[Tensor, "batch token"]:
         """Next-token log-probabilities (nats) of each prefix."""
-        return laws_by_steps(self, prefixes)
+        return laws_by_steps(self, prefixes, self._recent)
 
     def top_laws(self, prefixes: Prefixes) -> TopLaw:
         """The whole law, most likely tokens first."""

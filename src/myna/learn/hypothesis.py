@@ -1,0 +1,170 @@
+"""What both structures of the exact learner share: finding where a copy goes wrong.
+
+A counterexample is a history x at which the copy's law is wrong. Its coefficients
+were exact at the empty history, so along x there is a cut r where they still explain
+all futures in the table and a next one where they do not:
+
+    P(w | x_1..x_r+1) != sum_i c_i(x_1..x_r+1) P(w | h_i)    for a word w in the table.
+
+Bayes' rule and the changes of basis are exact on the table, so the word o w, with
+o = x_r+1, tells x_1..x_r apart from its combination at cut r: adding both raises the
+rank there. Bisection finds such an r with log2(length) rows; this is the step of
+Rivest and Schapire's L*, in coefficients instead of states.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from myna.learn.report import CutReport, ExactSettings
+from myna.learn.table import Basis, History, Table
+from myna.learn.verify import Check, Counterexample
+from myna.lowrank.model import LowRankModel, Step
+
+_TINY = 1e-300
+
+
+class Hypothesis(Protocol):
+    """A structure that is closed into a model and repaired by counterexamples."""
+
+    def close(self) -> LowRankModel:
+        """Grow until every child of the basis is explained; the model of the tables."""
+        ...
+
+    def repair(self, model: LowRankModel, check: Check) -> bool:
+        """Add what the counterexamples show; False where nothing new was found."""
+        ...
+
+    def partial(self) -> LowRankModel | None:
+        """The best model of what is known when the budget ends."""
+        ...
+
+    def reports(self) -> tuple[CutReport, ...]:
+        """What was found at each cut."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Where the coefficients stop explaining: at `cut` they still do on the table.
+
+    history: x_1 .. x_r
+    word: the future o w that tells it apart
+    """
+
+    history: History
+    word: History
+
+
+def find_splits(
+    model: LowRankModel,
+    counterexamples: Sequence[Counterexample],
+    table_at,
+    basis_at,
+    tolerance: float,
+) -> list[Split]:
+    """One split a counterexample, all bisected together.
+
+    table_at, basis_at: the table and the basis of a cut
+    """
+    found = []
+    for example in counterexamples:
+        paths = coefficients_along(model, example.string[: example.position])
+        low, high, word = 0, example.position, None
+        while high - low > 1 or word is None:
+            middle = (low + high) // 2 if high - low > 1 else high
+            worst = _worst_word(
+                example.string[:middle], paths[middle], table_at(middle), basis_at(middle), tolerance
+            )
+            if worst is None and middle == high:
+                break  # the deviation is below what the table resolves
+            if worst is None:
+                low = middle
+            else:
+                high, word = middle, worst
+        if word is not None and high > 0:
+            found.append(Split(example.string[: high - 1], (example.string[high - 1], *word)))
+    return found
+
+
+def coefficients_along(
+    model: LowRankModel, history: History
+) -> list[Float[Tensor, " rank"]]:
+    """The model's coefficients after each prefix of a history, the empty one first."""
+    state = model.initial(1)
+    path = [state.vector[0].cpu()]
+    for token in history:
+        state, _ = model.step(state, torch.tensor([token], device=state.vector.device))
+        path.append(state.vector[0].cpu())
+    return path
+
+
+def _worst_word(
+    history: History,
+    coefficients: Float[Tensor, " rank"],
+    table: Table,
+    basis: Basis,
+    tolerance: float,
+) -> History | None:
+    """The table's word whose probability the coefficients explain worst, if any."""
+    truth = table.peek([history])[0]
+    rows = table.rows(basis.histories)
+    explained = torch.einsum("i,iwo->wo", coefficients, rows)
+    scale = rows.amax(0) if len(rows) else torch.zeros_like(truth)
+    error = ((explained - truth).abs() / scale.clamp(min=_TINY)).nan_to_num(nan=0.0).amax(1)
+    worst = int(error.argmax())
+    return table.futures[worst] if float(error[worst]) > tolerance else None
+
+
+def change_of_basis(
+    histories: Sequence[History],
+    num_tokens: int,
+    after: Basis,
+) -> Float[Tensor, "rank token next_rank"]:
+    """The coefficients of every child in the basis after it; zero where there is none."""
+    change = torch.zeros(
+        (len(histories), num_tokens, len(after.histories)), dtype=torch.float64
+    )
+    for i, history in enumerate(histories):
+        for o in range(num_tokens):
+            coefficients = after.coefficients.get((*history, o))
+            if coefficients is not None:
+                change[i, o] = coefficients
+    return change
+
+
+def frozen_step(laws: Float[Tensor, "rank token"], histories: tuple[History, ...]) -> Step:
+    """A step that leaves the coefficients as they are: the law no longer moves."""
+    rank, num_tokens = laws.shape
+    still = torch.eye(rank, dtype=laws.dtype)[:, None, :].expand(rank, num_tokens, rank)
+    return Step(laws, still.contiguous(), histories)
+
+
+def cut_report(cut: int | None, table: Table, basis: Basis, settings: ExactSettings) -> CutReport:
+    """The report on one closed cut."""
+    laws = table.laws(list(basis.coefficients))
+    values = table.singular_values(basis.histories)
+    scale = laws.amax(0) if len(laws) else laws.sum(0)
+    scaled = laws[:, scale > 0] / scale[scale > 0]
+    return CutReport(
+        cut=cut,
+        rank=len(basis.histories),
+        next_token_rank=_numerical_rank(scaled, settings.tolerance),
+        candidates=len(basis.coefficients),
+        futures=len(table.futures),
+        longest_future=table.longest_future,
+        condition=basis.condition,
+        singular_values=tuple(values.tolist()),
+    )
+
+
+def _numerical_rank(rows: Float[Tensor, "history token"], tolerance: float) -> int:
+    """Singular values above the tolerance times the largest."""
+    if not rows.numel():
+        return 0
+    values = torch.linalg.svdvals(rows)
+    return int((values > tolerance * values[0]).sum())

@@ -1,0 +1,107 @@
+"""One basis for all cuts: histories of mixed lengths in one table.
+
+A stationary copy exists where the futures' laws after all histories, of whatever
+length, span a space of finite dimension S: an HMM or an automaton whose tables do not
+change with time. The basis is closed when every child h_i o lies in its span:
+
+    P(. | h_i o) = sum_j G[i, o, j] P(. | h_j),
+
+as rows of Angluin's table are closed. Whether the teacher is stationary is not
+assumed: fresh histories of all lengths are checked against it.
+"""
+
+import math
+
+import torch
+
+from myna.learn.hypothesis import (
+    change_of_basis,
+    cut_report,
+    find_splits,
+    frozen_step,
+)
+from myna.learn.report import CutReport, ExactSettings
+from myna.learn.table import Basis, History, Table, children
+from myna.learn.verify import Check
+from myna.lowrank.model import LowRankModel, Step
+from myna.teachers.ledger import LawsView
+
+_SPLITS_A_ROUND = 20
+
+
+class Stationary:
+    """The hypothesis with one table; see `Hypothesis`."""
+
+    def __init__(self, view: LawsView, settings: ExactSettings):
+        """Start from the empty history and one-token futures."""
+        self._view = view
+        self._settings = settings
+        self._table = Table(view)
+        self._sampled: list[History] = []
+        self._basis = Basis(((),), {}, 1.0)
+
+    def close(self) -> LowRankModel:
+        """Add children until the basis explains them all, then balance it."""
+        candidates: dict[History, None] = dict.fromkeys([(), *self._sampled])
+        basis = self._basis
+        bound = math.inf
+        while True:
+            laws = self._table.laws(basis.histories)
+            candidates |= dict.fromkeys(children(basis.histories, laws, self._view.spec.stop))
+            grown = self._span(list(candidates), basis.histories, bound)
+            if set(grown.histories) != set(basis.histories):
+                basis = grown  # its new members' children are to be asked
+            elif bound == math.inf:
+                bound = self._settings.spanner_bound  # closed: now swap for small coefficients
+            else:
+                self._basis = grown
+                return self._model(grown)
+            self._basis = basis
+
+    def _span(self, candidates: list[History], preferred: tuple[History, ...], bound: float) -> Basis:
+        return self._table.span(
+            candidates,
+            preferred,
+            bound=bound,
+            tolerance=self._settings.tolerance,
+            max_rank=self._settings.max_rank,
+        )
+
+    def _model(self, basis: Basis) -> LowRankModel:
+        spec = self._view.spec
+        change = change_of_basis(basis.histories, spec.num_tokens, basis)
+        step = Step(self._table.laws(basis.histories), change, basis.histories)
+        return LowRankModel.of(spec, basis.coefficients[()], (step,))
+
+    def repair(self, model: LowRankModel, check: Check) -> bool:
+        """Add a splitting word, and the history it splits, for each counterexample."""
+        splits = find_splits(
+            model,
+            check.counterexamples[:_SPLITS_A_ROUND],
+            lambda _: self._table,
+            lambda _: self._basis,
+            self._settings.mismatch,
+        )
+        grew = self._table.add_futures([split.word for split in splits])
+        known = {(), *self._sampled}
+        horizon = self._view.spec.horizon
+        room = None if horizon is None else horizon - 1 - self._table.longest_future
+        fresh = [
+            h
+            for h in dict.fromkeys(split.history for split in splits)
+            if h not in known and (room is None or len(h) <= room)
+        ]
+        self._sampled += fresh
+        return grew or bool(fresh)
+
+    def partial(self) -> LowRankModel | None:
+        """The law of the empty history, repeated: all that an unclosed basis supports."""
+        if () not in self._table.index:
+            return None
+        spec = self._view.spec
+        step = frozen_step(self._table.laws([()]), ((),))
+        return LowRankModel.of(spec, torch.ones(1, dtype=torch.float64), (step,))
+
+    def reports(self) -> tuple[CutReport, ...]:
+        """One entry, over all cuts together."""
+        return (cut_report(None, self._table, self._basis, self._settings),)

@@ -1,0 +1,222 @@
+"""Learned copies on disk, and as teachers: a copy of a copy is asked like any model.
+
+A saved copy is a folder of two plain files, nothing executable:
+
+    model.safetensors   "first", and "laws.t", "change.t" for each stored step t
+    model.json          format and version, language, basis histories, and provenance:
+                        what it was learned from, settings, cost, commit
+
+Saving is atomic: the folder appears whole or not at all.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from myna.errors import FormatError, InputError
+from myna.lowrank.model import LowRankModel, Step
+from myna.lowrank.student import State, StepInfo, Strings, Student
+from myna.spec import Spec
+from myna.teachers.stepped import SteppedTeacher
+
+FORMAT = "myna low-rank model"
+VERSION = 1
+_TENSORS, _TEXT = "model.safetensors", "model.json"
+
+
+class CopyTeacher(SteppedTeacher):
+    """A student that is asked as a teacher, at all three levels."""
+
+    def __init__(self, student: Student):
+        """Wrap any student."""
+        self.student = student
+
+    @property
+    def spec(self) -> Spec:
+        """The student's own."""
+        return self.student.spec
+
+    def initial(self, batch: int) -> State:
+        """The student's initial state."""
+        return self.student.initial(batch)
+
+    def step(self, state: State, tokens: Int[Tensor, " batch"]) -> tuple[State, StepInfo]:
+        """The student's step."""
+        return self.student.step(state, tokens)
+
+    def law(self, state: State) -> Float[Tensor, "batch token"]:
+        """The student's law."""
+        return self.student.law(state)
+
+    def score(self, strings: Strings) -> Float[Tensor, " batch"]:
+        """The student's score."""
+        return self.student.score(strings)
+
+    def sample(
+        self, count: int, generator: torch.Generator, max_tokens: int | None = None
+    ) -> Strings:
+        """The student's samples."""
+        return self.student.sample(count, generator, max_tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedCopy:
+    """A copy read from disk.
+
+    model: the student
+    about: where it comes from (teacher, settings, report, commit), as saved
+    """
+
+    model: LowRankModel
+    about: dict[str, Any]
+
+
+def save_copy(folder: Path, model: LowRankModel, about: dict[str, Any], *, overwrite: bool = False) -> None:
+    """Write a copy as a folder; what was there is replaced only once all is written.
+
+    about: provenance, JSON types only
+
+    Raises:
+        InputError: where the folder exists and is not to be, or cannot be, replaced.
+    """
+    check_destination(folder, overwrite=overwrite)
+    tensors = {"first": model.first.cpu().contiguous()}
+    for t, step in enumerate(model.steps):
+        tensors[f"laws.{t}"] = step.laws.cpu().contiguous()
+        tensors[f"change.{t}"] = step.change.cpu().contiguous()
+    text = {
+        "format": FORMAT,
+        "version": VERSION,
+        "spec": dataclasses.asdict(model.spec),
+        "ranks": list(model.ranks),
+        "histories": [[list(h) for h in step.histories] for step in model.steps],
+        "about": about | {"commit": current_commit()},
+    }
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise InputError(f"the copy cannot be written to {folder}: {error.strerror}") from error
+    try:
+        safetensors.torch.save_file(tensors, draft / _TENSORS)
+        (draft / _TEXT).write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+        draft.chmod(0o755)
+        _swap_in(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def check_destination(folder: Path, *, overwrite: bool) -> None:
+    """Refuse to replace anything that is not a saved copy, or without being told to.
+
+    Raises:
+        InputError: saying what is in the way.
+    """
+    if folder.exists() and not (folder / _TEXT).is_file():
+        raise InputError(f"{folder} exists and is no saved copy; choose another folder")
+    if folder.exists() and not overwrite:
+        raise InputError(f"{folder} holds a saved copy already; choose another folder or overwrite it")
+    parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"the copy cannot be written to {folder}: {parent} is not a writable folder")
+
+
+def _swap_in(draft: Path, folder: Path) -> None:
+    """Put the finished draft in the folder's place."""
+    if not folder.exists():
+        draft.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    folder.rename(old / "copy")
+    try:
+        draft.rename(folder)
+    except OSError:
+        (old / "copy").rename(folder)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_copy(folder: Path) -> SavedCopy:
+    """Read a saved copy, refusing what this version of myna cannot vouch for.
+
+    Raises:
+        FormatError: missing files, another format or version, inconsistent shapes,
+            numbers that are not finite, or numbers that changed since saving.
+    """
+    text = _read_text(folder)
+    try:
+        spec = Spec(**(text["spec"] | {"alphabet": tuple(text["spec"]["alphabet"])}))
+        ranks, histories = list(text["ranks"]), text["histories"]
+        tensors = safetensors.torch.load_file(folder / _TENSORS)
+        first = tensors["first"]
+        steps = tuple(
+            Step(tensors[f"laws.{t}"], tensors[f"change.{t}"], tuple(tuple(h) for h in histories[t]))
+            for t in range(len(ranks))
+        )
+        for name, tensor in tensors.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise FormatError(f"{folder / _TENSORS}: tensor {name!r} holds numbers that are not finite")
+        model = LowRankModel.of(spec, first, steps)
+    except FormatError:
+        raise
+    except InputError as error:
+        raise FormatError(f"{folder}: {error}") from error
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise FormatError(f"{folder}: the saved copy lacks or garbles {error}; save it again") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise FormatError(f"{folder / _TENSORS} does not read as safetensors: {error}") from error
+    if model.spec.fingerprint != spec.fingerprint:
+        raise FormatError(
+            f"{folder}: the numbers do not match the fingerprint they were saved with; "
+            "the file was changed, so learn or copy it again"
+        )
+    return SavedCopy(model, text.get("about", {}))
+
+
+def _read_text(folder: Path) -> dict[str, Any]:
+    """The JSON part, with format and version checked."""
+    path = folder / _TEXT
+    try:
+        text = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FormatError(f"{folder} is no saved copy: {path} {error.strerror}") from error
+    except ValueError as error:
+        raise FormatError(f"{path} does not read as JSON: {error}") from error
+    if not isinstance(text, dict) or text.get("format") != FORMAT:
+        raise FormatError(f"{path} is not a {FORMAT!r}; give a folder that `myna learn` wrote")
+    if text.get("version") != VERSION:
+        raise FormatError(
+            f"{path} has format version {text.get('version')!r} and this myna reads {VERSION}; "
+            "use the myna that wrote it, or learn again"
+        )
+    return text
+
+
+def open_copy(path: Path) -> CopyTeacher:
+    """A saved copy as a teacher."""
+    return CopyTeacher(load_copy(path).model)
+
+
+def current_commit() -> str | None:
+    """The commit of the source tree myna runs from, or None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"],  # noqa: S607
+            capture_output=True, text=True, check=True, timeout=5,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
