@@ -113,7 +113,7 @@ class Level(NamedTuple):
 
 def tree_levels(prefixes: Prefixes) -> Iterator[Level]:
     """The distinct prefixes of a batch by depth, the root's level first."""
-    n, width = prefixes.tokens.shape
+    n = len(prefixes.lengths)
     if not n:
         return
     keys = prefixes.keys()
@@ -123,7 +123,7 @@ def tree_levels(prefixes: Prefixes) -> Iterator[Level]:
     differs = np.concatenate([tokens[1:] != tokens[:-1], np.ones((n - 1, 1), bool)], 1)
     common = np.concatenate([[-1], differs.argmax(1)])  # c_i; -1: row 0 opens the root
     above = np.zeros(n, np.int64)  # node of each row at the level above
-    for depth in range(width + 1):
+    for depth in range(int(lengths.max()) + 1):
         reaches = lengths >= depth
         if depth == 0:
             opens, here = np.zeros(0, np.int64), np.zeros(n, np.int64)
