@@ -54,10 +54,12 @@ class Split:
 
     history: x_1 .. x_r
     word: the future o w that tells it apart
+    coefficients: the model's, after that history
     """
 
     history: History
     word: History
+    coefficients: Float[Tensor, " rank"]
 
 
 def find_splits(
@@ -87,8 +89,47 @@ def find_splits(
             else:
                 high, word = middle, worst
         if word is not None and high > 0:
-            found.append(Split(example.string[: high - 1], (example.string[high - 1], *word)))
+            path = example.string
+            found.append(Split(path[: high - 1], (path[high - 1], *word), paths[high - 1]))
     return found
+
+
+def telling_words(
+    splits: Sequence[Split], rows: Table, basis: Basis, tolerance: float
+) -> list[History]:
+    """Few words that tell apart as many of the split histories as all the words do.
+
+    With D[h, f] = P(f | h) - sum_i c_i(h) P(f | h_i), scaled by column, the words are
+    chosen greedily by how much they raise the rank of D. One word brings a column for
+    every token, so a handful often does for many histories.
+    """
+    words = list(dict.fromkeys(split.word for split in splits))
+    table = rows.with_futures(words)
+    explained = torch.einsum(
+        "hi,iwo->hwo",
+        torch.stack([split.coefficients for split in splits]),
+        table.peek(basis.histories).nan_to_num(nan=0.0),
+    )
+    truth = table.peek([split.history for split in splits])
+    scale = torch.maximum(truth.nan_to_num(nan=0.0), explained).amax(0).clamp(min=_TINY)
+    gaps = ((truth - explained) / scale).nan_to_num(nan=0.0)
+    columns = {word: gaps[:, table.futures.index(word)] for word in words}
+    kept: list[History] = []
+    found, rank = gaps[:, :0, 0], 0
+    while columns:
+        ranks = {w: _rank(torch.cat([found, block], 1), tolerance) for w, block in columns.items()}
+        best = max(ranks, key=ranks.__getitem__)
+        if ranks[best] <= rank:
+            break
+        rank = ranks[best]
+        found = torch.cat([found, columns.pop(best)], 1)
+        kept.append(best)
+    return kept
+
+
+def _rank(rows: Float[Tensor, "row column"], tolerance: float) -> int:
+    """Singular values above an absolute tolerance."""
+    return int((torch.linalg.svdvals(rows) > tolerance).sum())
 
 
 def coefficients_along(

@@ -19,6 +19,7 @@ from myna.learn.hypothesis import (
     cut_report,
     find_splits,
     frozen_step,
+    telling_words,
 )
 from myna.learn.report import CutReport, ExactSettings
 from myna.learn.table import Basis, History, Table, children
@@ -82,7 +83,10 @@ class Stationary:
             lambda _: self._basis,
             self._settings.mismatch,
         )
-        grew = self._table.add_futures([split.word for split in splits])
+        if not splits:
+            return False
+        words = telling_words(splits, self._table, self._basis, self._settings.mismatch)
+        grew = self._table.add_futures(words)
         known = {(), *self._sampled}
         horizon = self._view.spec.horizon
         room = None if horizon is None else horizon - 1 - self._table.longest_future

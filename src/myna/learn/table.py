@@ -108,6 +108,12 @@ class Table:
         copy.add_histories(histories)
         return copy
 
+    def with_futures(self, words: Sequence[History]) -> "Table":
+        """An empty table of the same teacher with other futures (and their prefixes)."""
+        other = Table(self._view)
+        other.add_futures(words)
+        return other
+
     def peek(self, histories: Sequence[History]) -> Float[Tensor, "history word token"]:
         """Rows that are asked but not kept; NaN where a word would pass the horizon."""
         columns = range(len(self.futures))
