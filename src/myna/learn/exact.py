@@ -18,9 +18,10 @@ from collections.abc import Callable
 
 import torch
 
-from myna.errors import BudgetExhausted
+from myna.errors import BudgetExhausted, InputError
 from myna.learn.hypothesis import Hypothesis
 from myna.learn.report import (
+    Claim,
     ExactSettings,
     LearnReport,
     LearnResult,
@@ -100,14 +101,47 @@ def learn_exact(
         outcome=outcome,
         reason=reason,
         structure=structure,
+        stationarity=Claim.CLAIMED if structure is Structure.STATIONARY else Claim.NOT_USED,
         rounds=run.rounds,
         cuts=() if refusal else hypothesis.reports(),
         verification=run.verification,
         refusal=refusal,
         accounts=ledger.accounts(),
+        queries_by_cut={p: ledger.queries_by_cut(p) for p in ledger.accounts()},
         seconds=time.perf_counter() - started,
     )
     return LearnResult(run.student, report)
+
+
+def learn_testing_stationarity(
+    ledger: Ledger,
+    settings: ExactSettings,
+    generator: torch.Generator,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> LearnResult:
+    """Try one basis for all cuts; where fresh histories refute it, one basis per cut.
+
+    The second attempt pays nothing for what the first one asked. A teacher without a
+    horizon has no second form, so its first result stands.
+    """
+    stationary = dataclasses.replace(settings, structure=Structure.STATIONARY)
+    try:
+        first = learn_exact(ledger, stationary, generator, progress)
+    except InputError:
+        if ledger.spec.horizon is None:
+            raise
+        first = None  # the horizon is too short for histories of mixed lengths
+    refuting = (Outcome.MISMATCH_LEFT, Outcome.NOT_LOW_RANK)
+    if first is not None and (
+        first.report.outcome not in refuting or ledger.spec.horizon is None
+    ):
+        return _claiming(first, Claim.TESTED)
+    varying = dataclasses.replace(settings, structure=Structure.TIME_VARYING)
+    return _claiming(learn_exact(ledger, varying, generator, progress), Claim.REJECTED)
+
+
+def _claiming(result: LearnResult, claim: Claim) -> LearnResult:
+    return LearnResult(result.student, dataclasses.replace(result.report, stationarity=claim))
 
 
 def _rounds(

@@ -16,6 +16,15 @@ class Structure(enum.Enum):
     STATIONARY = "stationary"
 
 
+class Claim(enum.Enum):
+    """What is known of stationarity."""
+
+    NOT_USED = "not used"
+    CLAIMED = "claimed by the caller or by the lack of a horizon; checked on fresh histories"
+    TESTED = "tested: the one-basis copy passed on fresh histories"
+    REJECTED = "tested: the one-basis copy failed, so one basis per cut was learned"
+
+
 class Outcome(enum.Enum):
     """How learning ended."""
 
@@ -136,22 +145,26 @@ class LearnReport:
     outcome: how it ended
     reason: one sentence for people
     structure: one basis per cut, or one for all
+    stationarity: whether that was claimed or tested
     rounds: hypotheses that were checked
     cuts: one entry a cut
     verification: the last check, or None where there was none
     refusal: evidence, where the teacher is not low rank
     accounts: what each purpose spent
+    queries_by_cut: each purpose's next-token queries by length of the prefix
     seconds: wall-clock time
     """
 
     outcome: Outcome
     reason: str
     structure: Structure
+    stationarity: Claim
     rounds: int
     cuts: tuple[CutReport, ...]
     verification: Verification | None
     refusal: Refusal | None
     accounts: dict[str, Account]
+    queries_by_cut: dict[str, tuple[int, ...]]
     seconds: float
 
     @property

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from myna.errors import BudgetExhausted, TeacherError
-from myna.lowrank.student import sampling_limit
+from myna.lowrank.student import Strings, check_strings, sampling_limit
 from myna.spec import Spec
 from myna.teachers.draws import check_draws, complete_by_laws
 from myna.teachers.oracle import Completions, Laws, Samples, Stream, TopLaw, TopLaws
@@ -44,6 +44,13 @@ class Account:
         """Field by field."""
         return Account(
             *(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True))
+        )
+
+
+    def __sub__(self, other: "Account") -> "Account":
+        """Field by field."""
+        return Account(
+            *(a - b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True))
         )
 
 
@@ -110,6 +117,7 @@ class Ledger:
         self._budget = budget or Budget()
         self._seed = seed
         self._accounts: dict[str, Account] = {}
+        self._by_cut: dict[str, Tensor] = {}
         self._laws = _LawTable(teacher.spec.num_tokens)
         self._tops: dict[bytes, TopLaw] = {}
         self._draws: dict[tuple[bytes, Stream, int | None, int], Tensor] = {}
@@ -127,6 +135,16 @@ class Ledger:
     def accounts(self) -> dict[str, Account]:
         """What each purpose has spent."""
         return dict(self._accounts)
+
+    def queries_by_cut(self, purpose: str) -> tuple[int, ...]:
+        """One purpose's next-token queries by the length of the prefix: cuts 0, 1, ..."""
+        return tuple(self._by_cut.get(purpose, torch.zeros(0, dtype=torch.int64)).tolist())
+
+    def _count_cuts(self, purpose: str, lengths: Tensor) -> None:
+        before = self._by_cut.get(purpose, torch.zeros(0, dtype=torch.int64))
+        counts = torch.bincount(lengths, minlength=len(before))
+        counts[: len(before)] += before
+        self._by_cut[purpose] = counts
 
     def total(self) -> Account:
         """What all purposes have spent together."""
@@ -175,6 +193,10 @@ class SamplesView:
     def stream(self) -> Stream:
         """The stream that this purpose draws from."""
         return Stream(self.purpose, self._ledger._seed)
+
+    def spent(self) -> Account:
+        """What this purpose has spent so far."""
+        return self._ledger.account(self.purpose)
 
     def complete(
         self,
@@ -247,6 +269,20 @@ class LawsView(TopLawsView):
         )
 
 
+    def score(self, strings: Strings) -> Float[Tensor, " batch"]:
+        """log P(x) in nats, by asking the law at every prefix of every string."""
+        check_strings(self.spec, strings)
+        total = torch.zeros(len(strings.lengths), dtype=torch.float64)
+        for t in range(strings.tokens.shape[1]):
+            # A string that has become impossible has no further laws to ask.
+            rows = ((strings.lengths > t) & (total > -torch.inf)).nonzero()[:, 0]
+            if not len(rows):
+                break
+            prefixes = Prefixes(strings.tokens[rows, :t], torch.full_like(rows, t))
+            total[rows] += self.laws(prefixes).gather(1, strings.tokens[rows, t : t + 1])[:, 0]
+        return total
+
+
 def _missing(
     ledger: Ledger, purpose: str, prefixes: Prefixes, keys: list[bytes], cache: dict
 ) -> Prefixes | None:
@@ -260,6 +296,7 @@ def _missing(
         purpose,
         Account(next_token_queries=len(first), tokens_sent=int(missing.lengths.sum())),
     )
+    ledger._count_cuts(purpose, missing.lengths)
     return missing
 
 

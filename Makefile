@@ -1,0 +1,34 @@
+# Everything runs in .venv, made here on first use. Needs Python 3.11 or newer, and make.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint clean
+
+demo: $(READY)
+	@echo "== myna: learning noisy parity with 64 bits by asking =="
+	@$(BIN)/myna demo --out demo-out
+
+test: $(READY)
+	@echo "== myna: tests, with array shapes enforced =="
+	@$(BIN)/python -m pytest
+	@echo "== all tests passed; try next: make demo, or .venv/bin/myna --help =="
+
+lint: $(READY)
+	@echo "== ruff, pyright, import-linter =="
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv demo-out
+
+$(READY): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "myna needs Python 3.11 or newer on the PATH"; exit 2; }
+	@echo "== myna: setting up .venv (once; a few minutes) =="
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $(READY)

@@ -1,0 +1,316 @@
+"""The command line: parse, call, show.
+
+Exit status: 0 done; 1 done, and the answer is no (not low rank, a mismatch left, the
+budget ran out); 2 the request could not be worked with. Progress and messages go to
+standard error, results to standard output.
+"""
+
+import contextlib
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from myna import __version__
+from myna.app import output
+from myna.app.models import describe, generator_of, open_model, open_saved, read_strings
+from myna.app.picture import rank_and_queries, write_picture
+from myna.errors import MynaError
+from myna.evaluate.certify import Certificate, Method, certify
+from myna.learn.exact import Progress as Stage
+from myna.learn.exact import learn_exact, learn_testing_stationarity
+from myna.learn.report import ExactSettings, LearnResult, Outcome, Structure
+from myna.lowrank.model import LowRankModel
+from myna.lowrank.student import complete_strings
+from myna.teachers.copies import check_destination, save_copy
+from myna.teachers.ledger import Budget, Ledger
+from myna.teachers.uri import open_teacher, zoo_table
+
+app = typer.Typer(
+    help="Learn a compact copy of a language model by asking it questions.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Cut strings at this many tokens.")]
+TeacherName = Annotated[
+    str, typer.Argument(metavar="TEACHER", help="zoo:NAME?.., pautomac:FILE, hmmer3:FILE, hmm:FILE?horizon=N, student:FOLDER")
+]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A saved copy, or a teacher.")]
+
+
+class Form(Enum):
+    """How `learn` may structure a copy."""
+
+    AUTO = "auto"
+    TIME_VARYING = "time-varying"
+    STATIONARY = "stationary"
+    TEST = "test"
+
+
+_STRUCTURES = {Form.TIME_VARYING: Structure.TIME_VARYING, Form.STATIONARY: Structure.STATIONARY}
+
+
+@contextlib.contextmanager
+def learning_progress() -> Iterator[Callable[[Stage], None]]:
+    """A line on standard error that follows learning."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=output.err, transient=True) as bars:
+        task = bars.add_task("starting", total=None)
+
+        def tell(stage: Stage) -> None:
+            text = f"round {stage.round}: {stage.stage}, rank {stage.rank}, {stage.queries:,} queries"
+            bars.update(task, description=text)
+
+        yield tell
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """A spinner on standard error."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=output.err, transient=True) as bars:
+        bars.add_task(what, total=None)
+        yield
+
+
+@app.command()
+def learn(
+    teacher: TeacherName,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to save the copy in.")],
+    form: Annotated[
+        Form,
+        typer.Option(
+            "--structure",
+            help="One basis per cut, one for all cuts (your claim, checked), or test which; "
+            "auto: one per cut where there is a horizon, else one for all.",
+        ),
+    ] = Form.AUTO,
+    budget: Annotated[int | None, typer.Option(min=0, help="Most next-token queries.")] = None,
+    max_rank: Annotated[int, typer.Option(min=1, help="Cap on the rank.")] = 256,
+    verify: Annotated[
+        int, typer.Option(min=1, help="Fresh histories to check, from each side.")
+    ] = 1000,
+    tolerance: Annotated[float, typer.Option(help="Residual below which a row is in the span.")] = 1e-9,
+    mismatch: Annotated[float, typer.Option(help="Difference of laws that counts as wrong.")] = 1e-8,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Cut fresh strings at this length.")] = 1000,
+    seed: Seed = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace a saved copy.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Learn a copy of a teacher from its next-token laws."""
+    check_destination(out, overwrite=overwrite)
+    settings = ExactSettings(
+        structure=_STRUCTURES.get(form),
+        tolerance=tolerance,
+        mismatch=mismatch,
+        max_rank=max_rank,
+        verify_histories=verify,
+        max_tokens=max_tokens,
+    )
+    ledger = Ledger(open_teacher(teacher), Budget(queries=budget), seed)
+    result = learned(ledger, settings, seed, testing=form is Form.TEST)
+    saved = _save(result, out, teacher, settings, seed, overwrite=overwrite)
+    if as_json:
+        output.print_json(output.learn_record(result.report, teacher, saved))
+    else:
+        output.show_learned(result.report, saved)
+    raise typer.Exit(0 if result.report.outcome is Outcome.VERIFIED else 1)
+
+
+def learned(ledger: Ledger, settings: ExactSettings, seed: int, *, testing: bool = False) -> LearnResult:
+    """Run the learner under a progress line."""
+    learner = learn_testing_stationarity if testing else learn_exact
+    with learning_progress() as tell:
+        return learner(ledger, settings, generator_of(seed), tell)
+
+
+def _save(
+    result: LearnResult, out: Path, teacher: str, settings: ExactSettings, seed: int, *, overwrite: bool
+) -> str | None:
+    """Save the student, if there is one, with where it comes from."""
+    if result.student is None:
+        return None
+    about = {
+        "teacher": teacher,
+        "seed": seed,
+        "myna": __version__,
+        "settings": output.plain(settings),
+        "report": output.plain(result.report),
+    }
+    save_copy(out, result.student, about, overwrite=overwrite)
+    return str(out)
+
+
+@app.command("certify")
+def certify_command(
+    student: Annotated[str, typer.Argument(metavar="STUDENT", help="A saved copy.")],
+    teacher: TeacherName,
+    samples: Annotated[int, typer.Option(min=2, help="Strings to draw.")] = 10_000,
+    confidence: Annotated[float, typer.Option(help="Confidence of the intervals.")] = 0.99,
+    floor: Annotated[float, typer.Option(help="Floor on Q per token, for KL.")] = 1e-6,
+    method: Annotated[Method, typer.Option(help="Enumerate, sample, or choose.")] = Method.AUTO,
+    max_tokens: MaxTokens = None,
+    budget: Annotated[int | None, typer.Option(min=0, help="Most next-token queries.")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Bound how far a copy is from its teacher, on fresh strings of the teacher."""
+    model = open_saved(student).model
+    ledger = Ledger(open_teacher(teacher), Budget(queries=budget), seed)
+    found = certified(
+        ledger, model, samples=samples, confidence=confidence, floor=floor, method=method, max_tokens=max_tokens
+    )
+    if as_json:
+        output.print_json({"student": student, "teacher": teacher, **found.as_json()})
+    else:
+        output.show_certificate(found)
+
+
+def certified(ledger: Ledger, model: LowRankModel, **settings: Any) -> Certificate:
+    """Certify under a progress line."""
+    with working("comparing on fresh strings"):
+        return certify(ledger.laws("certify"), model, **settings)
+
+
+@app.command()
+def sample(
+    model: ModelName,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many strings.")] = 10,
+    max_tokens: MaxTokens = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw strings from a copy (or from a teacher that runs here)."""
+    source = open_model(model)
+    drawn = source.sample(count, generator_of(seed), max_tokens)
+    rows = output.token_rows(drawn)
+    texts = [output.text_of(source.spec, row) for row in rows]
+    if as_json:
+        output.print_json({"model": model, "tokens": rows, "texts": texts})
+    else:
+        for text in texts:
+            output.out.print(text, markup=False)
+
+
+@app.command()
+def score(
+    model: ModelName,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="One string a line; - reads standard input.")],
+    prefix: Annotated[bool, typer.Option(help="Score as prefixes: append no stop token.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Log-probabilities (nats) of strings under a copy or a teacher."""
+    source = open_model(model)
+    batch = read_strings(file, source.spec, whole=not prefix)
+    scores = source.score(batch).tolist()
+    whole = complete_strings(source.spec, batch).tolist()
+    if as_json:
+        output.print_json({"model": model, "log_probs_nats": scores, "whole": whole, "tokens": batch.lengths.tolist()})
+    else:
+        for value, complete in zip(scores, whole, strict=True):
+            output.out.print(f"{value:.10g}" + ("" if complete else "  (prefix)"))
+
+
+@app.command()
+def info(model: ModelName, as_json: Json = False) -> None:
+    """What a copy is, where it comes from and what it cost; or a teacher's language."""
+    record: dict[str, Any] = {"model": model}
+    if ":" in model and not Path(model).is_dir():
+        record["spec"] = describe(open_teacher(model).spec)
+    else:
+        saved = open_saved(model)
+        record["spec"] = describe(saved.model.spec)
+        record["ranks"] = list(saved.model.ranks)
+        record["numbers_stored"] = saved.model.num_parameters
+        record["about"] = saved.about
+    if as_json:
+        output.print_json(record)
+        return
+    for key, value in record["spec"].items():
+        shown = f"{' '.join(value[:20])}{' ...' if len(value) > 20 else ''}" if key == "alphabet" else value
+        output.out.print(f"{key:<12} {shown}", markup=False)
+    if "ranks" in record:
+        about = record["about"]
+        output.out.print(f"{'ranks':<12} {output.runs(record['ranks'])}")
+        output.out.print(f"{'numbers':<12} {record['numbers_stored']:,}")
+        output.out.print(f"{'learned from':<12} {about.get('teacher')}, commit {about.get('commit')}")
+        output.out.print(f"{'outcome':<12} {about.get('report', {}).get('reason')}")
+
+
+@app.command()
+def zoo(as_json: Json = False) -> None:
+    """The families of teachers whose rank is known."""
+    entries = zoo_table()
+    if as_json:
+        output.print_json({"families": [dataclasses.asdict(entry) for entry in entries]})
+        return
+    rows = [[f"zoo:{e.name}", " ".join(e.parameters), e.summary, e.rank] for e in entries]
+    output.show_table("zoo:NAME?parameter=value&...", ["name", "parameters", "what", "exact rank"], rows)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the copy and the picture.")] = Path("demo-out"),
+    bits: Annotated[int, typer.Option(min=1, help="Bits of the noisy parity.")] = 64,
+    samples: Annotated[int, typer.Option(min=2, help="Strings that certify.")] = 5000,
+    seed: Seed = 7,
+) -> None:
+    """Learn noisy parity by asking, certify the copy, sample from it, draw a picture."""
+    name = f"zoo:parity?bits={bits}&noise=0.1&seed={seed}"
+    say = output.out.print
+    say(f"[bold]Teacher[/bold]  {name}: {bits} uniform bits, then the parity of a secret subset, flipped 1 time in 10.")
+    say("From random samples this is learning parity with noise, for which no efficient way is known.")
+    say("Here the teacher may be asked for its next-token law after any prefix.\n")
+    ledger = Ledger(open_teacher(name), seed=seed)
+    settings = ExactSettings()
+    result = learned(ledger, settings, seed)
+    student = result.student
+    if student is None:
+        raise MynaError(result.report.reason)
+    folder = out / "parity"
+    saved = _save(result, folder, name, settings, seed, overwrite=True)
+    output.show_learned(result.report, saved)
+    spent = ledger.total().next_token_queries
+    say(f"queries     {spent:,} of the 2^{bits} = {2.0**bits:.3g} bit strings (about 2^{math.log2(spent):.1f})\n")
+    say("[bold]Certificate[/bold], on strings that learning never saw:")
+    output.show_certificate(certified(ledger, student, samples=samples))
+    say(f"\n[bold]Samples from the copy[/bold] ({bits} bits, then the label):")
+    for row in output.token_rows(student.sample(4, generator_of(seed))):
+        say("  " + output.text_of(student.spec, row[:-1]) + " " + output.text_of(student.spec, row[-1:]))
+    chart = rank_and_queries(result.report, f"Noisy parity, {bits} bits: rank and queries by cut")
+    page, image = write_picture(chart, out, "parity")
+    say(f"\n[bold]Picture[/bold]  {page} and {image}")
+    say(f"[bold]Try next[/bold]\n  myna info {folder}\n  myna certify {folder} '{name}' --json\n  myna zoo")
+
+
+def main() -> None:
+    """Run the command line; every failure becomes one sentence and an exit status."""
+    try:
+        status = app(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        status = stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        output.err.print("myna: stopped; nothing was left half-written")
+        status = 130
+    except MynaError as error:
+        if "--json" in sys.argv:
+            output.print_json({"error": str(error)})
+        output.err.print(f"myna: {error}", markup=False)
+        status = 2
+    except BrokenPipeError:
+        status = 1
+    sys.exit(status if isinstance(status, int) else 0)

@@ -1,0 +1,83 @@
+"""What the commands open: saved copies, teachers, and files of strings."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from myna.errors import FormatError, InputError
+from myna.lowrank.student import Strings, strings
+from myna.spec import Spec
+from myna.teachers.copies import CopyTeacher, SavedCopy, load_copy
+from myna.teachers.stepped import SteppedTeacher
+from myna.teachers.uri import open_teacher
+
+
+def open_saved(folder: str) -> SavedCopy:
+    """A saved copy, with its provenance."""
+    return load_copy(Path(folder))
+
+
+def open_model(name: str) -> SteppedTeacher:
+    """A saved copy or a teacher that can be stepped here.
+
+    Raises:
+        InputError: for a name that is neither, or a teacher behind queries only.
+    """
+    if Path(name).is_dir() or ":" not in name:
+        return CopyTeacher(open_saved(name).model)
+    teacher = open_teacher(name)
+    if not isinstance(teacher, SteppedTeacher):
+        raise InputError(f"{name} can only be queried; learn a copy of it first")
+    return teacher
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """A generator for this command's own random choices."""
+    return torch.Generator().manual_seed(seed)
+
+
+def read_strings(path: str, spec: Spec, *, whole: bool) -> Strings:
+    """Lines of token names: separated by blanks, or run together if all are one letter.
+
+    whole: append the stop token where a line lacks it
+
+    Raises:
+        FormatError: naming the line and the token.
+    """
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"strings cannot be read from {path}: {error}") from error
+    place = {name: token for token, name in enumerate(spec.alphabet)}
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        names = line.split()
+        if len(names) == 1 and names[0] not in place:
+            names = list(names[0])
+        for name in names:
+            if name not in place:
+                raise FormatError(
+                    f"{path}, line {number}: {name!r} is no token of this model; its tokens are "
+                    f"{', '.join(spec.alphabet[:12])}{', ...' if spec.num_tokens > 12 else ''}"
+                )
+        row = [place[name] for name in names]
+        if whole and spec.stop is not None and (not row or row[-1] != spec.stop):
+            if spec.horizon is None or len(row) < spec.horizon:
+                row.append(spec.stop)
+        rows.append(row)
+    if not rows:
+        raise InputError(f"no strings in {path}; give one a line")
+    return strings(rows)
+
+
+def describe(spec: Spec) -> dict[str, Any]:
+    """A spec for people and for JSON."""
+    return {
+        "tokens": spec.num_tokens,
+        "alphabet": list(spec.alphabet),
+        "stop": None if spec.stop is None else spec.alphabet[spec.stop],
+        "horizon": spec.horizon,
+        "fingerprint": spec.fingerprint,
+    }

@@ -1,0 +1,56 @@
+"""One chart specification, written as an HTML page and as a PNG."""
+
+from pathlib import Path
+
+import altair as alt
+
+from myna.learn.report import LearnReport
+
+_WIDTH = 640
+
+
+def rank_and_queries(report: LearnReport, title: str) -> alt.VConcatChart:
+    """Rank at each cut above; next-token queries at each cut, by purpose, below."""
+    ranks = [
+        {"cut": cut.cut, "rank": cut.rank, "futures": cut.futures}
+        for cut in report.cuts
+        if cut.cut is not None
+    ]
+    queries = [
+        {"cut": cut, "queries": count, "purpose": purpose}
+        for purpose, counts in report.queries_by_cut.items()
+        for cut, count in enumerate(counts)
+    ]
+    across = alt.X("cut:Q", title="cut (tokens read)", axis=alt.Axis(tickMinStep=1))
+    lower = (
+        alt.Chart(alt.Data(values=queries), width=_WIDTH, height=180)
+        .mark_bar(size=max(2, min(20, _WIDTH // (2 + max((q["cut"] for q in queries), default=1)))))
+        .encode(
+            x=across,
+            y=alt.Y("queries:Q", title="next-token queries"),
+            color=alt.Color("purpose:N", title="purpose", scale=alt.Scale(scheme="tableau10")),
+            tooltip=["cut:Q", "purpose:N", "queries:Q"],
+        )
+    )
+    panels = [lower]
+    if ranks:
+        upper = (
+            alt.Chart(alt.Data(values=ranks), width=_WIDTH, height=140)
+            .mark_line(interpolate="step-after", point=True, color="#4c78a8")
+            .encode(
+                x=across,
+                y=alt.Y("rank:Q", title="rank", axis=alt.Axis(tickMinStep=1), scale=alt.Scale(zero=True)),
+                tooltip=["cut:Q", "rank:Q", "futures:Q"],
+            )
+        )
+        panels = [upper, lower]
+    return alt.vconcat(*panels, title=title).resolve_scale(x="shared" if ranks else "independent")
+
+
+def write_picture(chart: alt.VConcatChart, folder: Path, name: str) -> tuple[Path, Path]:
+    """Write name.html (complete in itself, works offline) and name.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page, image = folder / f"{name}.html", folder / f"{name}.png"
+    chart.save(page, inline=True)
+    chart.save(image, scale_factor=2)
+    return page, image

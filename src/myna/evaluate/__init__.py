@@ -1,0 +1,1 @@
+"""Distances and certificates, each with an interval; knows no learner."""

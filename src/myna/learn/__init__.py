@@ -1,0 +1,1 @@
+"""Teacher, settings and generator in; student and report out."""
