@@ -44,7 +44,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Cut strings at this many tokens.")]
 TeacherName = Annotated[
-    str, typer.Argument(metavar="TEACHER", help="zoo:NAME?.., pautomac:FILE, hmmer3:FILE, hmm:FILE?horizon=N, student:FOLDER")
+    str,
+    typer.Argument(
+        metavar="TEACHER",
+        help="zoo:NAME?.., pautomac:FILE, hmmer3:FILE, hmm:FILE?horizon=N, student:FOLDER",
+    ),
 ]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A saved copy, or a teacher.")]
 
@@ -69,7 +73,9 @@ def learning_progress() -> Iterator[Callable[[Stage], None]]:
         task = bars.add_task("starting", total=None)
 
         def tell(stage: Stage) -> None:
-            text = f"round {stage.round}: {stage.stage}, rank {stage.rank}, {stage.queries:,} queries"
+            text = (
+                f"round {stage.round}: {stage.stage}, rank {stage.rank}, {stage.queries:,} queries"
+            )
             bars.update(task, description=text)
 
         yield tell
@@ -101,9 +107,15 @@ def learn(
     verify: Annotated[
         int, typer.Option(min=1, help="Fresh histories to check, from each side.")
     ] = 1000,
-    tolerance: Annotated[float, typer.Option(help="Residual below which a row is in the span.")] = 1e-9,
-    mismatch: Annotated[float, typer.Option(help="Difference of laws that counts as wrong.")] = 1e-8,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Cut fresh strings at this length.")] = 1000,
+    tolerance: Annotated[
+        float, typer.Option(help="Residual below which a row is in the span.")
+    ] = 1e-9,
+    mismatch: Annotated[
+        float, typer.Option(help="Difference of laws that counts as wrong.")
+    ] = 1e-8,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Cut fresh strings at this length.")
+    ] = 1000,
     seed: Seed = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace a saved copy.")] = False,
     as_json: Json = False,
@@ -128,7 +140,9 @@ def learn(
     raise typer.Exit(0 if result.report.outcome is Outcome.VERIFIED else 1)
 
 
-def learned(ledger: Ledger, settings: ExactSettings, seed: int, *, testing: bool = False) -> LearnResult:
+def learned(
+    ledger: Ledger, settings: ExactSettings, seed: int, *, testing: bool = False
+) -> LearnResult:
     """Run the learner under a progress line."""
     learner = learn_testing_stationarity if testing else learn_exact
     with learning_progress() as tell:
@@ -136,7 +150,13 @@ def learned(ledger: Ledger, settings: ExactSettings, seed: int, *, testing: bool
 
 
 def _save(
-    result: LearnResult, out: Path, teacher: str, settings: ExactSettings, seed: int, *, overwrite: bool
+    result: LearnResult,
+    out: Path,
+    teacher: str,
+    settings: ExactSettings,
+    seed: int,
+    *,
+    overwrite: bool,
 ) -> str | None:
     """Save the student, if there is one, with where it comes from."""
     if result.student is None:
@@ -169,7 +189,13 @@ def certify_command(
     model = open_saved(student).model
     ledger = Ledger(open_teacher(teacher), Budget(queries=budget), seed)
     found = certified(
-        ledger, model, samples=samples, confidence=confidence, floor=floor, method=method, max_tokens=max_tokens
+        ledger,
+        model,
+        samples=samples,
+        confidence=confidence,
+        floor=floor,
+        method=method,
+        max_tokens=max_tokens,
     )
     if as_json:
         output.print_json({"student": student, "teacher": teacher, **found.as_json()})
@@ -206,7 +232,9 @@ def sample(
 @app.command()
 def score(
     model: ModelName,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="One string a line; - reads standard input.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="One string a line; - reads standard input.")
+    ],
     prefix: Annotated[bool, typer.Option(help="Score as prefixes: append no stop token.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -216,7 +244,14 @@ def score(
     scores = source.score(batch).tolist()
     whole = complete_strings(source.spec, batch).tolist()
     if as_json:
-        output.print_json({"model": model, "log_probs_nats": scores, "whole": whole, "tokens": batch.lengths.tolist()})
+        output.print_json(
+            {
+                "model": model,
+                "log_probs_nats": scores,
+                "whole": whole,
+                "tokens": batch.lengths.tolist(),
+            }
+        )
     else:
         for value, complete in zip(scores, whole, strict=True):
             output.out.print(f"{value:.10g}" + ("" if complete else "  (prefix)"))
@@ -238,13 +273,19 @@ def info(model: ModelName, as_json: Json = False) -> None:
         output.print_json(record)
         return
     for key, value in record["spec"].items():
-        shown = f"{' '.join(value[:20])}{' ...' if len(value) > 20 else ''}" if key == "alphabet" else value
+        shown = (
+            f"{' '.join(value[:20])}{' ...' if len(value) > 20 else ''}"
+            if key == "alphabet"
+            else value
+        )
         output.out.print(f"{key:<12} {shown}", markup=False)
     if "ranks" in record:
         about = record["about"]
         output.out.print(f"{'ranks':<12} {output.runs(record['ranks'])}")
         output.out.print(f"{'numbers':<12} {record['numbers_stored']:,}")
-        output.out.print(f"{'learned from':<12} {about.get('teacher')}, commit {about.get('commit')}")
+        output.out.print(
+            f"{'learned from':<12} {about.get('teacher')}, commit {about.get('commit')}"
+        )
         output.out.print(f"{'outcome':<12} {about.get('report', {}).get('reason')}")
 
 
@@ -256,12 +297,16 @@ def zoo(as_json: Json = False) -> None:
         output.print_json({"families": [dataclasses.asdict(entry) for entry in entries]})
         return
     rows = [[f"zoo:{e.name}", " ".join(e.parameters), e.summary, e.rank] for e in entries]
-    output.show_table("zoo:NAME?parameter=value&...", ["name", "parameters", "what", "exact rank"], rows)
+    output.show_table(
+        "zoo:NAME?parameter=value&...", ["name", "parameters", "what", "exact rank"], rows
+    )
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the copy and the picture.")] = Path("demo-out"),
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder for the copy and the picture.")
+    ] = Path("demo-out"),
     bits: Annotated[int, typer.Option(min=1, help="Bits of the noisy parity.")] = 64,
     samples: Annotated[int, typer.Option(min=2, help="Strings that certify.")] = 5000,
     seed: Seed = 7,
@@ -269,8 +314,12 @@ def demo(
     """Learn noisy parity by asking, certify the copy, sample from it, draw a picture."""
     name = f"zoo:parity?bits={bits}&noise=0.1&seed={seed}"
     say = output.out.print
-    say(f"[bold]Teacher[/bold]  {name}: {bits} uniform bits, then the parity of a secret subset, flipped 1 time in 10.")
-    say("From random samples this is learning parity with noise, for which no efficient way is known.")
+    say(
+        f"[bold]Teacher[/bold]  {name}: {bits} uniform bits, then the parity of a secret subset, flipped 1 time in 10."
+    )
+    say(
+        "From random samples this is learning parity with noise, for which no efficient way is known."
+    )
     say("Here the teacher may be asked for its next-token law after any prefix.\n")
     ledger = Ledger(open_teacher(name), seed=seed)
     settings = ExactSettings()
@@ -282,16 +331,25 @@ def demo(
     saved = _save(result, folder, name, settings, seed, overwrite=True)
     output.show_learned(result.report, saved)
     spent = ledger.total().next_token_queries
-    say(f"queries     {spent:,} of the 2^{bits} = {2.0**bits:.3g} bit strings (about 2^{math.log2(spent):.1f})\n")
+    say(
+        f"queries     {spent:,} of the 2^{bits} = {2.0**bits:.3g} bit strings (about 2^{math.log2(spent):.1f})\n"
+    )
     say("[bold]Certificate[/bold], on strings that learning never saw:")
     output.show_certificate(certified(ledger, student, samples=samples))
     say(f"\n[bold]Samples from the copy[/bold] ({bits} bits, then the label):")
     for row in output.token_rows(student.sample(4, generator_of(seed))):
-        say("  " + output.text_of(student.spec, row[:-1]) + " " + output.text_of(student.spec, row[-1:]))
+        say(
+            "  "
+            + output.text_of(student.spec, row[:-1])
+            + " "
+            + output.text_of(student.spec, row[-1:])
+        )
     chart = rank_and_queries(result.report, f"Noisy parity, {bits} bits: rank and queries by cut")
     page, image = write_picture(chart, out, "parity")
     say(f"\n[bold]Picture[/bold]  {page} and {image}")
-    say(f"[bold]Try next[/bold]\n  myna info {folder}\n  myna certify {folder} '{name}' --json\n  myna zoo")
+    say(
+        f"[bold]Try next[/bold]\n  myna info {folder}\n  myna certify {folder} '{name}' --json\n  myna zoo"
+    )
 
 
 def main() -> None:

@@ -63,9 +63,9 @@ def read_strings(path: str, spec: Spec, *, whole: bool) -> Strings:
                     f"{', '.join(spec.alphabet[:12])}{', ...' if spec.num_tokens > 12 else ''}"
                 )
         row = [place[name] for name in names]
-        if whole and spec.stop is not None and (not row or row[-1] != spec.stop):
-            if spec.horizon is None or len(row) < spec.horizon:
-                row.append(spec.stop)
+        full = spec.horizon is not None and len(row) >= spec.horizon
+        if whole and spec.stop is not None and not full and row[-1:] != [spec.stop]:
+            row.append(spec.stop)
         rows.append(row)
     if not rows:
         raise InputError(f"no strings in {path}; give one a line")

@@ -38,7 +38,7 @@ def plain(value: Any) -> Any:
 
 def print_json(record: dict[str, Any]) -> None:
     """One JSON object on standard output."""
-    print(json.dumps(plain(record)))  # noqa: T201 - standard output is the interface
+    print(json.dumps(plain(record)))
 
 
 def learn_record(report: LearnReport, teacher: str, student: str | None) -> dict[str, Any]:
@@ -142,7 +142,9 @@ def text_of(spec: Spec, row: list[int]) -> str:
     names = [spec.alphabet[token] for token in row]
     short = all(len(name) == 1 for i, name in enumerate(spec.alphabet) if i != spec.stop)
     if short:
-        return "".join("" if token == spec.stop else name for token, name in zip(row, names, strict=True))
+        return "".join(
+            "" if token == spec.stop else name for token, name in zip(row, names, strict=True)
+        )
     return " ".join(names)
 
 

@@ -21,10 +21,16 @@ def rank_and_queries(report: LearnReport, title: str) -> alt.VConcatChart:
         for purpose, counts in report.queries_by_cut.items()
         for cut, count in enumerate(counts)
     ]
-    across = alt.X("cut:Q", title="cut (tokens read)", axis=alt.Axis(tickMinStep=1))
+    last = max((row["cut"] for row in queries), default=0)
+    across = alt.X(
+        "cut:Q",
+        title="cut (tokens read)",
+        axis=alt.Axis(tickMinStep=1, format="d"),
+        scale=alt.Scale(domain=[-0.5, last + 0.5], nice=False),
+    )
     lower = (
         alt.Chart(alt.Data(values=queries), width=_WIDTH, height=180)
-        .mark_bar(size=max(2, min(20, _WIDTH // (2 + max((q["cut"] for q in queries), default=1)))))
+        .mark_bar(size=max(1, min(20, _WIDTH // (last + 2))))
         .encode(
             x=across,
             y=alt.Y("queries:Q", title="next-token queries"),
@@ -39,7 +45,7 @@ def rank_and_queries(report: LearnReport, title: str) -> alt.VConcatChart:
             .mark_line(interpolate="step-after", point=True, color="#4c78a8")
             .encode(
                 x=across,
-                y=alt.Y("rank:Q", title="rank", axis=alt.Axis(tickMinStep=1), scale=alt.Scale(zero=True)),
+                y=alt.Y("rank:Q", title="rank", axis=alt.Axis(tickMinStep=1, format="d")),
                 tooltip=["cut:Q", "rank:Q", "futures:Q"],
             )
         )

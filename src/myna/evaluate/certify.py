@@ -158,7 +158,9 @@ def _check(
     if not 0 < floor < 1:
         raise InputError(f"the floor on Q must lie between 0 and 1, got {floor}")
     if max_tokens is None and not view.spec.ends:
-        raise InputError("nothing ends this teacher's strings; say how many tokens to compare (max_tokens)")
+        raise InputError(
+            "nothing ends this teacher's strings; say how many tokens to compare (max_tokens)"
+        )
 
 
 def _language(spec) -> str:

@@ -35,9 +35,7 @@ class AlongStrings(NamedTuple):
     floored_kl: Float[Tensor, " string"]
 
 
-def along_strings(
-    view: LawsView, student: Student, strings: Strings, floor: float
-) -> AlongStrings:
+def along_strings(view: LawsView, student: Student, strings: Strings, floor: float) -> AlongStrings:
     """Step the student along strings that the teacher produced.
 
     view: its laws at every prefix are asked (and cached, if the strings were drawn by laws)

@@ -46,7 +46,7 @@ def mean_interval(
 
     >>> low, high = mean_interval(torch.tensor([0.0, 0.5], dtype=torch.float64), 1000, 0.99)
     >>> [round(float(x), 5) for x in (*low, *high)]
-    [0.0, 0.44855, 0.00528, 0.55145]
+    [0.0, 0.44867, 0.00528, 0.55133]
 
     Raises:
         InputError: where a mean is outside [0, 1], or there are no samples.

@@ -132,9 +132,7 @@ def learn_testing_stationarity(
             raise
         first = None  # the horizon is too short for histories of mixed lengths
     refuting = (Outcome.MISMATCH_LEFT, Outcome.NOT_LOW_RANK)
-    if first is not None and (
-        first.report.outcome not in refuting or ledger.spec.horizon is None
-    ):
+    if first is not None and (first.report.outcome not in refuting or ledger.spec.horizon is None):
         return _claiming(first, Claim.TESTED)
     varying = dataclasses.replace(settings, structure=Structure.TIME_VARYING)
     return _claiming(learn_exact(ledger, varying, generator, progress), Claim.REJECTED)

@@ -14,7 +14,7 @@ Rivest and Schapire's L*, in coefficients instead of states.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,7 @@ from myna.lowrank.model import LowRankModel, Step
 _TINY = 1e-300
 
 
+@runtime_checkable
 class Hypothesis(Protocol):
     """A structure that is closed into a model and repaired by counterexamples."""
 
@@ -80,7 +81,11 @@ def find_splits(
         while high - low > 1 or word is None:
             middle = (low + high) // 2 if high - low > 1 else high
             worst = _worst_word(
-                example.string[:middle], paths[middle], table_at(middle), basis_at(middle), tolerance
+                example.string[:middle],
+                paths[middle],
+                table_at(middle),
+                basis_at(middle),
+                tolerance,
             )
             if worst is None and middle == high:
                 break  # the deviation is below what the table resolves
@@ -132,9 +137,7 @@ def _rank(rows: Float[Tensor, "row column"], tolerance: float) -> int:
     return int((torch.linalg.svdvals(rows) > tolerance).sum())
 
 
-def coefficients_along(
-    model: LowRankModel, history: History
-) -> list[Float[Tensor, " rank"]]:
+def coefficients_along(model: LowRankModel, history: History) -> list[Float[Tensor, " rank"]]:
     """The model's coefficients after each prefix of a history, the empty one first."""
     state = model.initial(1)
     path = [state.vector[0].cpu()]
@@ -167,9 +170,7 @@ def change_of_basis(
     after: Basis,
 ) -> Float[Tensor, "rank token next_rank"]:
     """The coefficients of every child in the basis after it; zero where there is none."""
-    change = torch.zeros(
-        (len(histories), num_tokens, len(after.histories)), dtype=torch.float64
-    )
+    change = torch.zeros((len(histories), num_tokens, len(after.histories)), dtype=torch.float64)
     for i, history in enumerate(histories):
         for o in range(num_tokens):
             coefficients = after.coefficients.get((*history, o))

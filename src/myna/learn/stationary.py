@@ -59,7 +59,9 @@ class Stationary:
                 return self._model(grown)
             self._basis = basis
 
-    def _span(self, candidates: list[History], preferred: tuple[History, ...], bound: float) -> Basis:
+    def _span(
+        self, candidates: list[History], preferred: tuple[History, ...], bound: float
+    ) -> Basis:
         return self._table.span(
             candidates,
             preferred,

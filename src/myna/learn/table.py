@@ -78,7 +78,9 @@ class Table:
             return
         self._require_room(max(len(h) for h in new), self.longest_future)
         columns = range(len(self.futures))
-        block = self._ask(new, columns, self._values.new_empty((len(new), 0, 0)))
+        block = self._ask(
+            new, columns, self._values.new_empty((len(new), 0, self._values.shape[2]))
+        )
         self._values = torch.cat([self._values, block])
         self.index.update(zip(new, range(len(self.index), len(self.index) + len(new)), strict=True))
 
@@ -117,7 +119,7 @@ class Table:
     def peek(self, histories: Sequence[History]) -> Float[Tensor, "history word token"]:
         """Rows that are asked but not kept; NaN where a word would pass the horizon."""
         columns = range(len(self.futures))
-        empty = self._values.new_empty((len(histories), 0, 0))
+        empty = self._values.new_empty((len(histories), 0, self._values.shape[2]))
         return self._ask(list(histories), columns, empty)
 
     def _require_room(self, history: int, word: int) -> None:

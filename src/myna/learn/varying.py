@@ -110,8 +110,8 @@ class TimeVarying:
             self._bases.__getitem__,
             self._settings.mismatch,
         )
-        witnesses = check.teacher_strings
-        return any([self._add(split, witnesses) for split in splits])
+        grew = [self._add(split, check.teacher_strings) for split in splits]
+        return any(grew)
 
     def _add(self, split: Split, witnesses: tuple[History, ...]) -> bool:
         """Walk back from the split's cut while longer words still raise the rank."""

@@ -112,7 +112,9 @@ class LowRankModel:
     ) -> "LowRankModel":
         """A model of a language, with a fingerprint of its own numbers."""
         tables = [table for step in steps for table in (step.laws, step.change)]
-        mark = fingerprint("low-rank model", language.alphabet, language.stop, language.horizon, first, *tables)
+        mark = fingerprint(
+            "low-rank model", language.alphabet, language.stop, language.horizon, first, *tables
+        )
         return cls(dataclasses.replace(language, fingerprint=mark), first, steps)
 
     @property
@@ -127,9 +129,7 @@ class LowRankModel:
 
     def to(self, device: torch.device | str) -> "LowRankModel":
         """The same model with its tensors on another device."""
-        steps = tuple(
-            Step(s.laws.to(device), s.change.to(device), s.histories) for s in self.steps
-        )
+        steps = tuple(Step(s.laws.to(device), s.change.to(device), s.histories) for s in self.steps)
         return LowRankModel(self.spec, self.first.to(device), steps)
 
     def step_at(self, position: int) -> Step:
@@ -141,7 +141,7 @@ class LowRankModel:
         return State(self.first.expand(batch, -1), 0)
 
     def law(self, state: State) -> Float[Tensor, "batch token"]:
-        """log Q(o | x), clipped and normalised as the module says (nats)."""
+        """Log Q(o | x), clipped and normalised as the module says (nats)."""
         weights = clipped(state.vector @ self.step_at(state.position).laws)
         return (weights / weights.sum(1, keepdim=True)).log()
 
@@ -157,7 +157,7 @@ class LowRankModel:
         return State(coefficients, state.position + 1), StepInfo(log_prob)
 
     def score(self, strings: Strings) -> Float[Tensor, " batch"]:
-        """log Q(x) in nats, one a sequence."""
+        """Log Q(x) in nats, one a sequence."""
         return score_by_steps(self, strings)
 
     def sample(

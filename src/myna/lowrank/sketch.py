@@ -41,7 +41,7 @@ def representative_vectors(
 def stratified_log_proposal(
     log_probs: Float[Tensor, "history future"],
 ) -> Float[Tensor, " future"]:
-    """log D for futures drawn k from each history: D(f) = (1/s) sum_h P(f | h).
+    """Log D for futures drawn k from each history: D(f) = (1/s) sum_h P(f | h).
 
     With m = k s futures, v_h[j] = P(f_j | h) / (k sum_i P(f_j | h_i)) lies in [0, 1/k],
     and each column sums to 1/k over the histories.

@@ -125,7 +125,9 @@ def _independent(
     while True:
         _, r = torch.linalg.qr(vectors[preferred].T)
         dependent = r.diagonal().abs() <= tolerance
-        dependent = torch.nn.functional.pad(dependent, (0, len(preferred) - len(dependent)), value=True)
+        dependent = torch.nn.functional.pad(
+            dependent, (0, len(preferred) - len(dependent)), value=True
+        )
         if not bool(dependent.any()):
             return preferred.tolist()
         first = int(dependent.int().argmax())
@@ -157,9 +159,7 @@ def basis_coefficients(
 
     coefficients = solve(vectors)
     coefficients = coefficients + solve(vectors - coefficients @ vectors[indices])
-    coefficients[indices] = torch.eye(
-        len(indices), dtype=vectors.dtype, device=vectors.device
-    )
+    coefficients[indices] = torch.eye(len(indices), dtype=vectors.dtype, device=vectors.device)
     return coefficients
 
 

@@ -10,7 +10,7 @@ automata all have this form, so scoring and sampling are written once, here. Q i
 definition the distribution that `sample` draws from; `score` is its logarithm.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -48,6 +48,7 @@ class Strings(NamedTuple):
     lengths: Int[Tensor, " batch"]
 
 
+@runtime_checkable
 class Stepper(Protocol):
     """A language model as a state that is stepped token by token."""
 
@@ -60,9 +61,7 @@ class Stepper(Protocol):
         """The state of the empty prefix, repeated `batch` times."""
         ...
 
-    def step(
-        self, state: State, tokens: Int[Tensor, " batch"]
-    ) -> tuple[State, StepInfo]:
+    def step(self, state: State, tokens: Int[Tensor, " batch"]) -> tuple[State, StepInfo]:
         """The state after one more token, and the token's log-probability."""
         ...
 
@@ -71,14 +70,17 @@ class Stepper(Protocol):
         ...
 
 
+@runtime_checkable
 class Student(Stepper, Protocol):
     """A stepper with fast scoring and sampling of whole batches."""
 
     def score(self, strings: Strings) -> Float[Tensor, " batch"]:
-        """log Q(x) in nats, one a sequence; -inf where Q(x) = 0."""
+        """Log Q(x) in nats, one a sequence; -inf where Q(x) = 0."""
         ...
 
-    def sample(self, count: int, generator: torch.Generator, max_tokens: int | None = None) -> Strings:
+    def sample(
+        self, count: int, generator: torch.Generator, max_tokens: int | None = None
+    ) -> Strings:
         """`count` independent sequences from Q."""
         ...
 
@@ -113,8 +115,7 @@ def check_strings(spec: Spec, batch: Strings) -> None:
     if spec.horizon is not None and bool((lengths > spec.horizon).any()):
         row = int((lengths > spec.horizon).nonzero()[0])
         raise InputError(
-            f"sequences have at most {spec.horizon} tokens; sequence {row} has "
-            f"{int(lengths[row])}"
+            f"sequences have at most {spec.horizon} tokens; sequence {row} has {int(lengths[row])}"
         )
     if spec.stop is not None:
         early = (tokens == spec.stop) & (columns < lengths[:, None] - 1)
@@ -145,7 +146,7 @@ def complete_strings(spec: Spec, batch: Strings) -> torch.Tensor:
 
 
 def score_by_steps(model: Stepper, batch: Strings) -> Float[Tensor, " batch"]:
-    """log Q of each row: the sum of its tokens' log-probabilities (nats).
+    """Log Q of each row: the sum of its tokens' log-probabilities (nats).
 
     A row need not be a whole sequence: an unfinished one is scored as a prefix.
     Rows are stepped longest first, so that finished ones drop off the end.

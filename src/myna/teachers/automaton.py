@@ -67,7 +67,7 @@ class Automaton(SteppedTeacher):
         return State(self._initial.expand(batch, -1).clone(), 0)
 
     def law(self, state: State) -> Float[Tensor, "batch token"]:
-        """log P(token | prefix)."""
+        """Log P(token | prefix)."""
         return (state.vector @ self._emitted).log()
 
     def step(self, state: State, tokens: Int[Tensor, " batch"]) -> tuple[State, StepInfo]:

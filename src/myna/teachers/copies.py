@@ -82,7 +82,9 @@ class SavedCopy:
     about: dict[str, Any]
 
 
-def save_copy(folder: Path, model: LowRankModel, about: dict[str, Any], *, overwrite: bool = False) -> None:
+def save_copy(
+    folder: Path, model: LowRankModel, about: dict[str, Any], *, overwrite: bool = False
+) -> None:
     """Write a copy as a folder; what was there is replaced only once all is written.
 
     about: provenance, JSON types only
@@ -126,10 +128,14 @@ def check_destination(folder: Path, *, overwrite: bool) -> None:
     if folder.exists() and not (folder / _TEXT).is_file():
         raise InputError(f"{folder} exists and is no saved copy; choose another folder")
     if folder.exists() and not overwrite:
-        raise InputError(f"{folder} holds a saved copy already; choose another folder or overwrite it")
+        raise InputError(
+            f"{folder} holds a saved copy already; choose another folder or overwrite it"
+        )
     parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"the copy cannot be written to {folder}: {parent} is not a writable folder")
+        raise InputError(
+            f"the copy cannot be written to {folder}: {parent} is not a writable folder"
+        )
 
 
 def _swap_in(draft: Path, folder: Path) -> None:
@@ -162,19 +168,25 @@ def load_copy(folder: Path) -> SavedCopy:
         tensors = safetensors.torch.load_file(folder / _TENSORS)
         first = tensors["first"]
         steps = tuple(
-            Step(tensors[f"laws.{t}"], tensors[f"change.{t}"], tuple(tuple(h) for h in histories[t]))
+            Step(
+                tensors[f"laws.{t}"], tensors[f"change.{t}"], tuple(tuple(h) for h in histories[t])
+            )
             for t in range(len(ranks))
         )
         for name, tensor in tensors.items():
             if not bool(torch.isfinite(tensor).all()):
-                raise FormatError(f"{folder / _TENSORS}: tensor {name!r} holds numbers that are not finite")
+                raise FormatError(
+                    f"{folder / _TENSORS}: tensor {name!r} holds numbers that are not finite"
+                )
         model = LowRankModel.of(spec, first, steps)
     except FormatError:
         raise
     except InputError as error:
         raise FormatError(f"{folder}: {error}") from error
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise FormatError(f"{folder}: the saved copy lacks or garbles {error}; save it again") from error
+        raise FormatError(
+            f"{folder}: the saved copy lacks or garbles {error}; save it again"
+        ) from error
     except (OSError, safetensors.SafetensorError) as error:
         raise FormatError(f"{folder / _TENSORS} does not read as safetensors: {error}") from error
     if model.spec.fingerprint != spec.fingerprint:
@@ -213,9 +225,12 @@ def current_commit() -> str | None:
     """The commit of the source tree myna runs from, or None outside a checkout."""
     here = Path(__file__).parent
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 - a fixed command on our own folder
             ["git", "-C", str(here), "rev-parse", "HEAD"],  # noqa: S607
-            capture_output=True, text=True, check=True, timeout=5,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=5,
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -76,7 +76,7 @@ class Hmm(SteppedTeacher):
         return State(self._initial.expand(batch, -1).clone(), 0)
 
     def law(self, state: State) -> Float[Tensor, "batch token"]:
-        """log of a E."""
+        """Log of a E."""
         return (state.vector @ self._at(self._emission, state.position)).log()
 
     def step(self, state: State, tokens: Int[Tensor, " batch"]) -> tuple[State, StepInfo]:

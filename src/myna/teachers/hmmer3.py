@@ -97,7 +97,9 @@ def read_profile_numbers(path: Path) -> Profile:
         raise reader.fail("the line 'HMM' with the alphabet")
     alphabet = "".join(reader.lines[reader.at].split()[1:])
     if not header.get("LENG", "").isdigit() or int(header["LENG"]) < 1:
-        raise FormatError(f"{path}: wanted the length in a line 'LENG n', got {header.get('LENG')!r}")
+        raise FormatError(
+            f"{path}: wanted the length in a line 'LENG n', got {header.get('LENG')!r}"
+        )
     length, letters = int(header["LENG"]), len(alphabet)
     reader.at += 2
     if reader.at < len(reader.lines) and reader.lines[reader.at].split()[:1] == ["COMPO"]:
@@ -124,7 +126,9 @@ def _normalised(path: Path, field: str, rows: list[list[float]]) -> Tensor:
     sums = table.sum(1, keepdim=True)
     if bool(((sums - 1).abs() > _ROUNDING).any()):
         row = int((sums - 1).abs().argmax())
-        raise FormatError(f"{path}: {field}, row {row}, must sum to 1 and sum to {float(sums[row]):.6g}")
+        raise FormatError(
+            f"{path}: {field}, row {row}, must sum to 1 and sum to {float(sums[row]):.6g}"
+        )
     return table / sums
 
 

@@ -43,14 +43,19 @@ class Account:
     def __add__(self, other: "Account") -> "Account":
         """Field by field."""
         return Account(
-            *(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True))
+            *(
+                a + b
+                for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+            )
         )
-
 
     def __sub__(self, other: "Account") -> "Account":
         """Field by field."""
         return Account(
-            *(a - b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True))
+            *(
+                a - b
+                for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+            )
         )
 
 
@@ -92,7 +97,9 @@ class _LawTable:
         """Keep new laws; the matrix doubles where it is full."""
         start, stop = len(self.rows), len(self.rows) + len(keys)
         if stop > len(self._laws):
-            grown = torch.empty((max(stop, 2 * len(self._laws)), laws.shape[1]), dtype=torch.float64)
+            grown = torch.empty(
+                (max(stop, 2 * len(self._laws)), laws.shape[1]), dtype=torch.float64
+            )
             grown[:start] = self._laws[:start]
             self._laws = grown
         self._laws[start:stop] = laws
@@ -211,7 +218,13 @@ class SamplesView:
         check_draws(count, first_draw)
         check_prefixes(self.spec, prefixes)
         return _complete(
-            self._ledger, self.purpose, prefixes, count, stream or self.stream, max_tokens, first_draw
+            self._ledger,
+            self.purpose,
+            prefixes,
+            count,
+            stream or self.stream,
+            max_tokens,
+            first_draw,
         )
 
 
@@ -268,9 +281,8 @@ class LawsView(TopLawsView):
             first_draw=first_draw,
         )
 
-
     def score(self, strings: Strings) -> Float[Tensor, " batch"]:
-        """log P(x) in nats, by asking the law at every prefix of every string."""
+        """Log P(x) in nats, by asking the law at every prefix of every string."""
         check_strings(self.spec, strings)
         total = torch.zeros(len(strings.lengths), dtype=torch.float64)
         for t in range(strings.tokens.shape[1]):
@@ -363,8 +375,7 @@ def _ask_draws(
     if ledger._budget.tokens is not None:
         if most == math.inf:
             raise BudgetExhausted(
-                "a token budget cannot be kept on completions of unbounded length; "
-                "say max_tokens"
+                "a token budget cannot be kept on completions of unbounded length; say max_tokens"
             )
         ledger._budget.check(ledger.total() + asked + Account(tokens_received=int(most)))
     ledger._charge(purpose, asked)

@@ -26,7 +26,9 @@ def read_hmm(path: Path, horizon: int) -> Hmm:
         with np.load(path, allow_pickle=False) as archive:
             for key in ("pi", "T", "E"):
                 if key not in archive.files:
-                    raise FormatError(f"{path} lacks key {key!r}; wanted pi, T and E, got {archive.files}")
+                    raise FormatError(
+                        f"{path} lacks key {key!r}; wanted pi, T and E, got {archive.files}"
+                    )
                 tables[key] = torch.from_numpy(archive[key].astype(np.float64))
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         if isinstance(error, FormatError):
@@ -39,7 +41,9 @@ def read_hmm(path: Path, horizon: int) -> Hmm:
             f"{path}: wanted pi (S,) and T (S, S) or (steps, S, S), got pi {tuple(pi.shape)}, T {tuple(moves.shape)}"
         )
     if emits.ndim not in (2, 3) or emits.shape[-2] != states:
-        raise FormatError(f"{path}: wanted E ({states}, O) or (steps, {states}, O), got E {tuple(emits.shape)}")
+        raise FormatError(
+            f"{path}: wanted E ({states}, O) or (steps, {states}, O), got E {tuple(emits.shape)}"
+        )
     try:
         return Hmm(
             pi,

@@ -164,9 +164,7 @@ class TopKOnly(SamplesOnly):
         """The first k columns of what the teacher shows; the rest is added up."""
         seen = self._teacher.top_laws(prefixes)
         hidden = torch.cat([seen.log_probs[:, self.k :], seen.log_rest[:, None]], 1)
-        return TopLaw(
-            seen.tokens[:, : self.k], seen.log_probs[:, : self.k], hidden.logsumexp(1)
-        )
+        return TopLaw(seen.tokens[:, : self.k], seen.log_probs[:, : self.k], hidden.logsumexp(1))
 
 
 def as_samples(teacher: Samples) -> SamplesOnly:

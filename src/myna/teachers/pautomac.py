@@ -51,7 +51,12 @@ def read_automaton(path: Path) -> Automaton:
         FormatError: naming line and field.
     """
     sections = _read_sections(path)
-    states = 1 + max(k for name, part in sections.items() for key in part for k in (key[0], key[-1] if name == "T" else 0))
+    states = 1 + max(
+        k
+        for name, part in sections.items()
+        for key in part
+        for k in (key[0], key[-1] if name == "T" else 0)
+    )
     letters = 1 + max((key[1] for key in (*sections["S"], *sections["T"])), default=0)
     initial = _dense(sections["I"], (states,))
     stopping = _dense(sections["F"], (states,))
@@ -60,7 +65,9 @@ def read_automaton(path: Path) -> Automaton:
     lacking = (symbols > 0) & (targets.sum(2) == 0) & (stopping < 1)[:, None]
     if bool(lacking.any()):
         q, a = lacking.nonzero()[0].tolist()
-        raise FormatError(f"{path}: section S gives state {q} symbol {a}, and section T has no target for it")
+        raise FormatError(
+            f"{path}: section S gives state {q} symbol {a}, and section T has no target for it"
+        )
     emitted = _normalised(path, "S", symbols, stopping < 1)
     moved = _normalised(path, "T", targets, symbols > 0)
     moves = ((1 - stopping)[:, None] * emitted)[:, :, None] * moved
@@ -95,15 +102,21 @@ def _entry(path: Path, number: int, name: str | None, line: str) -> tuple[tuple[
     match = _ENTRY.match(line)
     key = tuple(int(part) for part in match[1].split(",")) if match else ()
     if name is None or len(key) != _KEYS[name]:
-        wanted = f"({', '.join(['number'] * _KEYS[name])}) value" if name else "a section header such as 'I:'"
+        wanted = (
+            f"({', '.join(['number'] * _KEYS[name])}) value"
+            if name
+            else "a section header such as 'I:'"
+        )
         raise FormatError(f"{path}, line {number}, section {name}: wanted {wanted}, got {line!r}")
-    assert match is not None  # noqa: S101 - the key's length has just shown it
+    assert match is not None
     try:
         value = float(match[2])
     except ValueError:
         value = float("nan")
     if not 0 <= value <= 1 + _ROUNDING:
-        raise FormatError(f"{path}, line {number}, section {name}: wanted a probability, got {match[2]!r}")
+        raise FormatError(
+            f"{path}, line {number}, section {name}: wanted a probability, got {match[2]!r}"
+        )
     return key, value
 
 
@@ -140,7 +153,9 @@ def read_strings(path: Path) -> tuple[Strings, int]:
         try:
             numbers.append([int(part) for part in line.split()])
         except ValueError as error:
-            raise FormatError(f"{path}, line {number}: wanted whole numbers, got {line!r}") from error
+            raise FormatError(
+                f"{path}, line {number}: wanted whole numbers, got {line!r}"
+            ) from error
     if not numbers or len(numbers[0]) != 2:
         raise FormatError(f"{path}, line 1: wanted the number of strings and of symbols")
     count, letters = numbers[0]
@@ -167,7 +182,11 @@ def read_solution(path: Path) -> Float[Tensor, " string"]:
         try:
             values.append(float(line))
         except ValueError as error:
-            raise FormatError(f"{path}, line {number}: wanted a probability, got {line!r}") from error
+            raise FormatError(
+                f"{path}, line {number}: wanted a probability, got {line!r}"
+            ) from error
     if not lines or lines[0].strip() != str(len(values)):
-        raise FormatError(f"{path}: line 1 must give the number of probabilities, here {len(values)}")
+        raise FormatError(
+            f"{path}: line 1 must give the number of probabilities, here {len(values)}"
+        )
     return torch.tensor(values, dtype=torch.float64)

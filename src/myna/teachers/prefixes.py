@@ -19,7 +19,6 @@ from myna.errors import InputError
 from myna.lowrank.student import Strings, check_strings, strings
 from myna.spec import Spec
 
-
 TOKEN_BYTES = 4  # a key is this many bytes a token, so key[:-TOKEN_BYTES] is the parent's
 
 
@@ -65,9 +64,7 @@ class Prefixes(NamedTuple):
         width = self.tokens.shape[1] + words.tokens.shape[1]
         tokens = torch.full((n * m, width), -1, dtype=torch.int64)
         tokens[:, : self.tokens.shape[1]] = self.tokens.repeat_interleave(m, 0)
-        columns = self.lengths.repeat_interleave(m)[:, None] + torch.arange(
-            words.tokens.shape[1]
-        )
+        columns = self.lengths.repeat_interleave(m)[:, None] + torch.arange(words.tokens.shape[1])
         tokens.scatter_(1, columns, words.tokens.repeat(n, 1))
         return Prefixes(tokens[:, : int(lengths.max()) if len(lengths) else 0], lengths)
 

@@ -38,14 +38,14 @@ def states_of(model: Stepper, prefixes: Prefixes) -> State:
     device = state.vector.device
     if not len(prefixes.lengths):
         return State(state.vector[:0], 0)
+    rows = nodes = torch.empty(0, dtype=torch.int64)
     for level in tree_levels(prefixes):
+        rows, nodes = level.rows, level.nodes
         if level.depth:
-            state, info = model.step(
-                state.take(level.parents.to(device)), level.tokens.to(device)
-            )
+            state, info = model.step(state.take(level.parents.to(device)), level.tokens.to(device))
             require_possible(info, prefixes, level.below)
-    order = torch.empty_like(level.nodes)
-    order[level.rows] = level.nodes
+    order = torch.empty_like(nodes)
+    order[rows] = nodes
     return state.take(order.to(device))
 
 
@@ -140,9 +140,7 @@ class SteppedTeacher(abc.ABC):
         """The state of the empty prefix, repeated `batch` times."""
 
     @abc.abstractmethod
-    def step(
-        self, state: State, tokens: Int[Tensor, " batch"]
-    ) -> tuple[State, StepInfo]:
+    def step(self, state: State, tokens: Int[Tensor, " batch"]) -> tuple[State, StepInfo]:
         """The state after one more token, and the token's log-probability."""
 
     @abc.abstractmethod
@@ -177,7 +175,7 @@ class SteppedTeacher(abc.ABC):
         )
 
     def score(self, strings: Strings) -> Float[Tensor, " batch"]:
-        """log P(x) in nats, one a sequence."""
+        """Log P(x) in nats, one a sequence."""
         return score_by_steps(self, strings)
 
     def sample(

@@ -1,10 +1,10 @@
 """Teachers by name: scheme:rest, with parameters after a question mark.
 
-    zoo:parity?bits=64&noise=0.1&seed=7      a family of known rank
-    pautomac:FILE                            a PAutomaC model file
-    hmmer3:FILE                              a HMMER3 profile
-    hmm:FILE.npz?horizon=64                  an HMM in a numpy archive
-    student:FOLDER                           a saved copy
+zoo:parity?bits=64&noise=0.1&seed=7      a family of known rank
+pautomac:FILE                            a PAutomaC model file
+hmmer3:FILE                              a HMMER3 profile
+hmm:FILE.npz?horizon=64                  an HMM in a numpy archive
+student:FOLDER                           a saved copy
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ P(future | history). Random choices come from `seed` alone.
 
 import dataclasses
 import math
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from myna.teachers.hmm import Hmm
 from myna.teachers.stepped import SteppedTeacher
 
 
+@runtime_checkable
 class Family(Protocol):
     """A zoo family: a dataclass of parameters that builds a teacher."""
 
@@ -33,7 +34,7 @@ class Family(Protocol):
         ...
 
 
-def number(default: float, low: float, high: float = math.inf):
+def number(default: Any, low: int | float, high: int | float = math.inf) -> Any:
     """A parameter with its inclusive range."""
     return dataclasses.field(default=default, metadata={"low": low, "high": high})
 
@@ -377,7 +378,9 @@ class Markov:
         random = np.random.default_rng(self.seed)
         first = _dirichlet(random, self.concentration, self.symbols)
         moves = _dirichlet(random, self.concentration, 1, self.symbols, self.symbols)
-        return Hmm(first, moves, torch.eye(self.symbols, dtype=torch.float64)[None], horizon=self.horizon)
+        return Hmm(
+            first, moves, torch.eye(self.symbols, dtype=torch.float64)[None], horizon=self.horizon
+        )
 
 
 class _Logit2(Scripted):

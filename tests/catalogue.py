@@ -1,0 +1,73 @@
+"""Every kind of teacher and student, small, for the contract suites."""
+
+import torch
+
+from myna.learn.exact import learn_exact
+from myna.learn.report import ExactSettings
+from myna.lowrank.model import LowRankModel, Step
+from myna.spec import Spec, numbered
+from myna.teachers.copies import CopyTeacher
+from myna.teachers.function import FunctionTeacher
+from myna.teachers.ledger import Ledger
+from myna.teachers.uri import open_teacher
+
+ZOO = [
+    "zoo:parity?bits=4&seed=3",
+    "zoo:hmm?states=3&symbols=3&horizon=5",
+    "zoo:hmm?states=3&symbols=3&horizon=5&varying=true&seed=2",
+    "zoo:mixture?components=2&states=2&symbols=3&horizon=5",
+    "zoo:permutation?states=3&symbols=3&horizon=5",
+    "zoo:registers?k=2&stop=0.3",
+    "zoo:copy?n=3&k=2",
+    "zoo:labels?states=4&length=3",
+    "zoo:unigram?symbols=3&horizon=4",
+    "zoo:markov?symbols=3&horizon=4",
+    "zoo:logit2?length=5",
+]
+
+
+def function_teacher(horizon=4):
+    """Laws that depend on the whole prefix, with a stop and a horizon."""
+
+    def law(prefix):
+        ones = sum(1 for token in prefix if token == 1)
+        weights = [1.0, 1.0 + ones % 2, 0.5]
+        return [w / sum(weights) for w in weights]
+
+    return FunctionTeacher(law, ("a", "b", "<stop>"), stop=2, horizon=horizon)
+
+
+def learned(teacher, **settings):
+    ledger = Ledger(teacher)
+    return learn_exact(ledger, ExactSettings(**settings), torch.Generator().manual_seed(0))
+
+
+def signed_model():
+    """A model whose raw laws have a negative entry: part of Q's definition."""
+    laws = torch.tensor([[0.7, 0.3], [0.1, 0.9]], dtype=torch.float64)
+    change = torch.zeros((2, 2, 2), dtype=torch.float64)
+    change[:, 0] = torch.tensor([1.6, -0.6], dtype=torch.float64)
+    change[:, 1] = torch.tensor([-0.5, 1.5], dtype=torch.float64)
+    spec = Spec(numbered(2), None, 4, "unset")
+    return LowRankModel.of(spec, torch.tensor([1.5, -0.5]).double(), (Step(laws, change),))
+
+
+def students():
+    """Name and student of each kind, over finite languages."""
+    found = {
+        f"copy of {uri}": learned(open_teacher(uri)).student
+        for uri in ZOO
+        if "registers" not in uri
+    }
+    found["copy of a function"] = learned(function_teacher()).student
+    found["signed"] = signed_model()
+    found["hmm"] = open_teacher(ZOO[1])
+    return found
+
+
+def teachers():
+    """Name and teacher of each kind."""
+    found = {uri: open_teacher(uri) for uri in ZOO}
+    found["function"] = function_teacher()
+    found["copy of a copy"] = CopyTeacher(learned(CopyTeacher(signed_model())).student)
+    return found

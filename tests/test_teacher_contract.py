@@ -1,0 +1,172 @@
+"""What every teacher promises, also behind a wrapper that hides all but its access."""
+
+import catalogue
+import naive
+import pytest
+import torch
+
+from myna.errors import InputError
+from myna.lowrank.student import strings
+from myna.teachers.oracle import Laws, Samples, Stream, TopLaws, as_samples, as_top_k
+from myna.teachers.prefixes import Prefixes
+
+TEACHERS = catalogue.teachers()
+STREAM = Stream("test", 5)
+
+
+@pytest.fixture(params=TEACHERS)
+def teacher(request):
+    return naive.Opaque(TEACHERS[request.param], "laws")
+
+
+def possible_prefixes(teacher, count=12):
+    """Prefixes of random completions, of mixed lengths, the empty one among them."""
+    drawn = teacher.complete(Prefixes.of([[]]), count, stream=STREAM, max_tokens=20)
+    rows = [[]]
+    for i in range(count):
+        length = int(drawn.lengths[0, i])
+        row = drawn.tokens[0, i, :length].tolist()
+        rows.append(row[: min(i % 4, length - 1)])
+    return Prefixes.of(rows)
+
+
+def test_levels_are_nested(teacher):
+    assert isinstance(teacher, Laws) and isinstance(teacher, TopLaws)
+    assert isinstance(teacher, Samples)
+    assert not isinstance(naive.Opaque(teacher, "samples"), TopLaws)
+
+
+def test_laws_are_laws(teacher):
+    laws = teacher.laws(possible_prefixes(teacher))
+    assert laws.dtype == torch.float64
+    torch.testing.assert_close(
+        laws.exp().sum(1), torch.ones(len(laws)).double(), rtol=0, atol=1e-12
+    )
+
+
+def test_laws_do_not_depend_on_the_batch(teacher):
+    prefixes = possible_prefixes(teacher)
+    together = teacher.laws(prefixes)
+    alone = torch.cat([teacher.laws(Prefixes.of([row])) for row in prefixes.rows()])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-13)
+    order = torch.randperm(len(together), generator=torch.Generator().manual_seed(1))
+    shuffled = teacher.laws(prefixes.take(order))
+    torch.testing.assert_close(shuffled, together[order], rtol=0, atol=1e-13)
+
+
+def test_score_is_the_chain_rule():
+    for name, teacher in TEACHERS.items():
+        if not hasattr(teacher, "score"):
+            continue
+        drawn = teacher.complete(Prefixes.of([[]]), 8, stream=STREAM, max_tokens=12)
+        rows = [drawn.tokens[0, i, : drawn.lengths[0, i]].tolist() for i in range(8)]
+        expected = torch.tensor(
+            [naive.chain_rule(teacher, row) for row in rows], dtype=torch.float64
+        )
+        torch.testing.assert_close(
+            teacher.score(strings(rows)), expected, rtol=1e-12, atol=1e-12, msg=name
+        )
+
+
+def test_top_laws_sort_and_add_up(teacher):
+    prefixes = possible_prefixes(teacher)
+    laws = teacher.laws(prefixes)
+    limited = as_top_k(teacher, 2)
+    assert not isinstance(limited, Laws) and not hasattr(limited, "laws")
+    top = limited.top_laws(prefixes)
+    assert top.tokens.shape == (len(laws), 2)
+    torch.testing.assert_close(top.log_probs, laws.sort(1, descending=True).values[:, :2])
+    torch.testing.assert_close(laws.gather(1, top.tokens), top.log_probs)
+    rest = 1 - top.log_probs.exp().sum(1)
+    torch.testing.assert_close(top.log_rest.exp(), rest, rtol=0, atol=1e-12)
+
+
+def test_samples_only_hides_the_rest(teacher):
+    hidden = as_samples(teacher)
+    assert isinstance(hidden, Samples) and not isinstance(hidden, TopLaws)
+
+
+def test_draws_are_addressed(teacher):
+    """Draw i of a prefix is the same whatever it is asked with."""
+    prefixes = possible_prefixes(teacher, 6)
+    whole = teacher.complete(prefixes, 5, stream=STREAM, max_tokens=10)
+    for row in range(len(prefixes.lengths)):
+        one = teacher.complete(
+            prefixes.take(torch.tensor([row])), 2, stream=STREAM, max_tokens=10, first_draw=3
+        )
+        width = one.tokens.shape[2]
+        assert torch.equal(one.lengths[0], whole.lengths[row, 3:])
+        assert torch.equal(one.tokens[0], whole.tokens[row, 3:, :width])
+    shorter = teacher.complete(prefixes, 5, stream=STREAM, max_tokens=1)
+    assert torch.equal(shorter.tokens[:, :, 0], whole.tokens[:, :, 0])
+
+
+def test_streams_differ():
+    teacher = TEACHERS["zoo:hmm?states=3&symbols=3&horizon=5"]
+    draws = [
+        teacher.complete(Prefixes.of([[]]), 50, stream=stream).tokens
+        for stream in (Stream("learn"), Stream("verify"), Stream("learn", 1))
+    ]
+    assert not torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_completions_end_where_the_language_ends(teacher):
+    spec = teacher.spec
+    drawn = teacher.complete(Prefixes.of([[]]), 40, stream=STREAM, max_tokens=30)
+    for tokens, length in zip(drawn.tokens[0].tolist(), drawn.lengths[0].tolist(), strict=True):
+        row = tokens[:length]
+        assert all(token == -1 for token in tokens[length:])
+        assert spec.stop not in row[:-1]
+        assert row[-1] == spec.stop or length == min(spec.horizon or 30, 30)
+
+
+def test_completions_follow_the_laws(teacher):
+    """Frequencies of the first token against its law: a chi-square at level 1e-6."""
+    n = 4000
+    law = teacher.laws(Prefixes.of([[]])).exp()[0]
+    drawn = teacher.complete(Prefixes.of([[]]), n, stream=STREAM, max_tokens=1)
+    counts = torch.bincount(drawn.tokens[0, :, 0], minlength=len(law)).double()
+    assert counts[law == 0].sum() == 0
+    seen = law > 0
+    statistic = float(((counts - n * law)[seen].square() / (n * law)[seen]).sum())
+    freedom = torch.tensor(float(seen.sum()) - 1).double()
+    if freedom > 0:
+        tail = 1 - torch.special.gammainc(freedom / 2, torch.tensor(statistic / 2).double())
+        assert float(tail) > 1e-6
+
+
+def test_bad_prefixes_are_refused(teacher):
+    spec = teacher.spec
+    with pytest.raises(InputError, match=r"tokens must lie in 0\.\."):
+        teacher.laws(Prefixes.of([[spec.num_tokens]]))
+    if spec.horizon is not None:
+        with pytest.raises(InputError, match="the horizon"):
+            teacher.laws(Prefixes.of([[0] * spec.horizon]))
+    if spec.stop is not None:
+        with pytest.raises(InputError, match="stop token"):
+            teacher.laws(Prefixes.of([[spec.stop]]))
+    with pytest.raises(InputError, match="count >= 1"):
+        teacher.complete(Prefixes.of([[]]), 0, stream=STREAM)
+
+
+def test_impossible_prefixes_are_refused():
+    copy = TEACHERS["zoo:copy?n=3&k=2"]
+    with pytest.raises(InputError, match=r"probability zero.*\[0, 0, 0, 1\]"):
+        copy.laws(Prefixes.of([[0, 0, 0], [0, 0, 0, 1]]))
+
+
+def test_top_k_needs_a_k_that_exists(teacher):
+    with pytest.raises(InputError, match="top-k needs"):
+        as_top_k(teacher, teacher.k + 1)
+
+
+def test_endless_completions_are_refused():
+    from myna.spec import Spec
+    from myna.teachers.function import FunctionTeacher
+
+    process = FunctionTeacher(lambda _: [0.5, 0.5], ("a", "b"))
+    assert isinstance(process.spec, Spec) and not process.spec.ends
+    with pytest.raises(InputError, match="max_tokens"):
+        process.complete(Prefixes.of([[]]), 1, stream=STREAM)
+    drawn = process.complete(Prefixes.of([[]]), 3, stream=STREAM, max_tokens=7)
+    assert drawn.lengths.tolist() == [[7, 7, 7]]
