@@ -104,4 +104,4 @@ class Opaque:
 
 def _forward(teacher, name):
     bound = getattr(teacher, name)
-    return lambda *args, **kwargs: bound(*args, **kwargs)
+    return lambda *args, **kwargs: bound(*args, **kwargs)  # noqa: PLW0108 - hides __self__

@@ -11,6 +11,8 @@ from myna.errors import InputError, TeacherError
 from myna.evaluate.distance import enumerate_distance
 from myna.learn.exact import learn_exact, learn_testing_stationarity
 from myna.learn.report import Claim, ExactSettings, Outcome, Structure, Verification
+from myna.learn.varying import TimeVarying
+from myna.learn.verify import Verifier
 from myna.lowrank.student import strings
 from myna.teachers.automaton import Automaton
 from myna.teachers.copies import CopyTeacher
@@ -160,7 +162,7 @@ def test_a_budget_is_kept_and_gives_the_best_copy_so_far(queries):
 def test_structures_agree_on_a_stationary_teacher():
     teacher = open_teacher("zoo:hmm?states=3&symbols=4&horizon=8")
     varying, _ = learn(teacher, structure=Structure.TIME_VARYING)
-    stationary, ledger = learn(teacher, structure=Structure.STATIONARY)
+    stationary, _ = learn(teacher, structure=Structure.STATIONARY)
     assert stationary.report.stationarity is Claim.CLAIMED
     assert len(stationary.student.steps) == 1
     fresh = teacher.sample(100, seeded())
@@ -208,9 +210,6 @@ def test_a_function_of_wrong_length_is_refused():
 
 def test_verification_sees_a_wrong_copy():
     """The check can fail: a copy made from one-token futures alone is caught."""
-    from myna.learn.varying import TimeVarying
-    from myna.learn.verify import Verifier
-
     ledger = Ledger(Parity(bits=6, seed=7).teacher())
     settings = ExactSettings()
     naive_copy = TimeVarying(ledger.laws("learn"), settings).close()

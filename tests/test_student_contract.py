@@ -34,7 +34,7 @@ def test_score_is_the_sum_of_laws(student, generator):
         state, total = student.initial(1), 0.0
         for token in row[:length]:
             total += float(student.law(state)[0, token])
-            state, info = student.step(state, torch.tensor([token]))
+            state, _ = student.step(state, torch.tensor([token]))
         assert abs(total - value) < 1e-10
 
 

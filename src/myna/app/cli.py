@@ -14,7 +14,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -355,20 +354,9 @@ def demo(
 def main() -> None:
     """Run the command line; every failure becomes one sentence and an exit status."""
     try:
-        status = app(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        status = stop.exit_code
-    except click.ClickException as error:
-        error.show()
-        status = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        output.err.print("myna: stopped; nothing was left half-written")
-        status = 130
+        app()  # ends in SystemExit: 0 or 1 as the command said, 2 for wrong usage, 130 for Ctrl-C
     except MynaError as error:
         if "--json" in sys.argv:
             output.print_json({"error": str(error)})
         output.err.print(f"myna: {error}", markup=False)
-        status = 2
-    except BrokenPipeError:
-        status = 1
-    sys.exit(status if isinstance(status, int) else 0)
+        sys.exit(2)

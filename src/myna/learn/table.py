@@ -103,10 +103,12 @@ class Table:
         return True
 
     def scratch(self, histories: Sequence[History]) -> "Table":
-        """A table of its own with the same futures; what the ledger knows is not paid again."""
+        """A table of its own with the same futures, starting from the rows known here."""
         copy = Table(self._view)
         copy.futures = list(self.futures)
-        copy._values = self._values[:0]
+        known = [h for h in histories if h in self.index]
+        copy._values = self._values[[self.index[h] for h in known]]
+        copy.index = {h: i for i, h in enumerate(known)}
         copy.add_histories(histories)
         return copy
 

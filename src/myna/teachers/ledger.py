@@ -43,19 +43,21 @@ class Account:
     def __add__(self, other: "Account") -> "Account":
         """Field by field."""
         return Account(
-            *(
-                a + b
-                for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-            )
+            self.next_token_queries + other.next_token_queries,
+            self.completions + other.completions,
+            self.tokens_sent + other.tokens_sent,
+            self.tokens_received + other.tokens_received,
+            self.cache_hits + other.cache_hits,
         )
 
     def __sub__(self, other: "Account") -> "Account":
         """Field by field."""
         return Account(
-            *(
-                a - b
-                for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-            )
+            self.next_token_queries - other.next_token_queries,
+            self.completions - other.completions,
+            self.tokens_sent - other.tokens_sent,
+            self.tokens_received - other.tokens_received,
+            self.cache_hits - other.cache_hits,
         )
 
 

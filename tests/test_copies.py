@@ -1,0 +1,124 @@
+import json
+
+import catalogue
+import pytest
+import safetensors.torch
+import torch
+
+from myna.errors import FormatError, InputError
+from myna.lowrank.model import LowRankModel, Step
+from myna.teachers.copies import load_copy, open_copy, save_copy
+from myna.teachers.ledger import Ledger
+from myna.teachers.prefixes import Prefixes
+
+
+@pytest.fixture(scope="module")
+def model():
+    return catalogue.learned(catalogue.function_teacher()).student
+
+
+def test_round_trip_is_exact(tmp_path, model):
+    save_copy(tmp_path / "s", model, {"teacher": "a function"})
+    saved = load_copy(tmp_path / "s")
+    assert saved.model.spec == model.spec
+    assert saved.about["teacher"] == "a function" and "commit" in saved.about
+    assert torch.equal(saved.model.first, model.first)
+    for a, b in zip(saved.model.steps, model.steps, strict=True):
+        assert torch.equal(a.laws, b.laws) and torch.equal(a.change, b.change)
+        assert a.histories == b.histories
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["model.json", "model.safetensors"]
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+def test_saved_copies_are_teachers(tmp_path, model):
+    save_copy(tmp_path / "s", model, {})
+    view = Ledger(open_copy(tmp_path / "s")).laws("learn")
+    expected = model.law(model.initial(1))
+    assert torch.equal(view.laws(Prefixes.of([[]])), expected)
+
+
+def test_nothing_is_overwritten_by_accident(tmp_path, model):
+    save_copy(tmp_path / "s", model, {"teacher": "first"})
+    with pytest.raises(InputError, match="holds a saved copy already"):
+        save_copy(tmp_path / "s", model, {"teacher": "second"})
+    save_copy(tmp_path / "s", model, {"teacher": "second"}, overwrite=True)
+    assert load_copy(tmp_path / "s").about["teacher"] == "second"
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match="is no saved copy"):
+        save_copy(tmp_path / "other", model, {}, overwrite=True)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="not a writable folder"):
+        save_copy(tmp_path / "file" / "s", model, {})
+
+
+def test_a_failed_save_leaves_what_was_there(tmp_path, model):
+    save_copy(tmp_path / "s", model, {"teacher": "first"})
+    with pytest.raises(TypeError):
+        save_copy(tmp_path / "s", model, {"teacher": object()}, overwrite=True)
+    assert load_copy(tmp_path / "s").about["teacher"] == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 99}, "format version 99"),
+        ({"format": "else"}, "is not a 'myna low-rank model'"),
+        ({"ranks": [1, 2, 3, 4, 5, 6]}, "lacks or garbles"),
+        ({"spec": {"alphabet": ["a"]}}, "lacks or garbles"),
+        (
+            {"spec": {"alphabet": ["a", "a"], "stop": None, "horizon": 4, "fingerprint": ""}},
+            "names must differ",
+        ),
+    ],
+)
+def test_texts_that_cannot_be_vouched_for(tmp_path, model, change, message):
+    save_copy(tmp_path / "s", model, {})
+    path = tmp_path / "s" / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(FormatError, match=message):
+        load_copy(tmp_path / "s")
+
+
+def test_tensors_that_cannot_be_vouched_for(tmp_path, model):
+    save_copy(tmp_path / "s", model, {})
+    path = tmp_path / "s" / "model.safetensors"
+    whole = safetensors.torch.load_file(path)
+
+    def refused(change, message):
+        safetensors.torch.save_file(whole | change, path)
+        with pytest.raises(FormatError, match=message):
+            load_copy(tmp_path / "s")
+
+    refused({"first": whole["first"] * 2}, "do not match the fingerprint")
+    refused({"laws.0": whole["laws.0"] * torch.nan}, "not finite")
+    refused({"first": torch.ones(7, dtype=torch.float64)}, "step 0 has rank")
+    path.write_bytes(b"not tensors")
+    with pytest.raises(FormatError, match="does not read as safetensors"):
+        load_copy(tmp_path / "s")
+    (tmp_path / "s" / "model.json").write_text("{")
+    with pytest.raises(FormatError, match="does not read as JSON"):
+        load_copy(tmp_path / "s")
+    with pytest.raises(FormatError, match="is no saved copy"):
+        load_copy(tmp_path / "absent")
+
+
+def test_models_check_their_shapes(model):
+    step = Step(torch.ones(2, 2).double(), torch.ones(2, 2, 3).double())
+    spec = catalogue.signed_model().spec
+    first = torch.ones(2).double()
+    with pytest.raises(InputError, match="must be square"):
+        LowRankModel(spec, first, (step,))
+    with pytest.raises(InputError, match="at least one step"):
+        LowRankModel(spec, first, ())
+    with pytest.raises(InputError, match="alphabet"):
+        LowRankModel(model.spec, first, (step,))
+    assert catalogue.signed_model().num_parameters == 2 + 4 + 8
+
+
+def test_devices_hold_the_same_model(model):
+    """One code path for every device; the CPU stands in where there is no other."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    moved = model.to(device)
+    drawn = model.sample(20, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(moved.score(drawn).cpu(), model.score(drawn))
