@@ -113,7 +113,7 @@ def learn(
         float, typer.Option(help="Difference of laws that counts as wrong.")
     ] = 1e-8,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Cut fresh strings at this length.")
+        int, typer.Option(min=1, help="Without a horizon, cut fresh strings at this length.")
     ] = 1000,
     seed: Seed = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace a saved copy.")] = False,

@@ -45,7 +45,9 @@ class ExactSettings:
     spanner_bound: C, the largest coefficient that a basis may need
     max_rank: the cap S; above it the result is "not low rank"
     verify_histories: fresh histories to check, from the teacher and again from the student
-    max_tokens: cut fresh sequences at this length (needed where nothing ends them)
+    verify_strings: the fewest whole strings these come from, on each side; histories of
+        one string are not independent, so long strings alone would check little
+    max_tokens: without a horizon, cut fresh sequences at this length
     max_rounds: how many times to repair and verify again
     """
 
@@ -55,6 +57,7 @@ class ExactSettings:
     spanner_bound: float = 2.0
     max_rank: int = 256
     verify_histories: int = 1000
+    verify_strings: int = 16
     max_tokens: int = 1000
     max_rounds: int = 200
 
@@ -67,7 +70,7 @@ class ExactSettings:
             )
         if self.spanner_bound <= 1:
             raise InputError(f"the spanner bound must exceed 1, got {self.spanner_bound}")
-        for name in ("max_rank", "verify_histories", "max_tokens", "max_rounds"):
+        for name in ("max_rank", "verify_histories", "verify_strings", "max_tokens", "max_rounds"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
 

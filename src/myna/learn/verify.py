@@ -11,6 +11,7 @@ student find what the copy makes up.
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -52,8 +53,8 @@ class Verifier:
         self._next_draw = 0
 
     def check(self, student: LowRankModel) -> Check:
-        """Compare at `verify_histories` prefixes from each side (whole strings)."""
-        limit = self._settings.max_tokens
+        """Compare at all prefixes of fresh strings from each side."""
+        limit = None if self._view.spec.horizon else self._settings.max_tokens
         drawn = self._enough(lambda n: self._from_teacher(n, limit))
         own = self._enough(lambda n: student.sample(n, self._generator, limit))
         batch = _stacked(drawn, own)
@@ -67,23 +68,19 @@ class Verifier:
         )
         return Check(verification, tuple(found), tuple(_rows(drawn)))
 
-    def _from_teacher(self, count: int, limit: int) -> Strings:
+    def _from_teacher(self, count: int, limit: int | None) -> Strings:
         answer = self._view.draw_by_laws(count, self._next_draw, limit)
         self._next_draw += count
         return Strings(answer.tokens[0], answer.lengths[0])
 
-    def _enough(self, sample) -> Strings:
-        """Whole strings with at least `verify_histories` prefixes in all."""
+    def _enough(self, sample: Callable[[int], Strings]) -> Strings:
+        """Whole strings: at least so many, with at least so many prefixes in all."""
         wanted = self._settings.verify_histories
-        batch = sample(max(1, wanted // self._settings_length()))
+        batch = sample(self._settings.verify_strings)
         while (seen := int(batch.lengths.sum())) < wanted:
             mean = max(1.0, seen / len(batch.lengths))
             batch = _stacked(batch, sample(math.ceil((wanted - seen) / mean)))
         return batch
-
-    def _settings_length(self) -> int:
-        """A first guess of the length of a string."""
-        return self._view.spec.horizon or 32
 
     def _walk(
         self, student: LowRankModel, batch: Strings
