@@ -31,12 +31,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import InputError
+from myna.lowrank.batch import (
+    apply_by_token,
+    apply_in_order,
+    bayes,
+    next_weights,
+    order_by_token,
+    summed_laws,
+)
 from myna.lowrank.student import (
     State,
     StepInfo,
     Strings,
+    check_strings,
     sample_by_steps,
-    score_by_steps,
 )
 from myna.spec import Spec, fingerprint
 
@@ -64,6 +72,12 @@ class Step:
     def operators(self) -> Float[Tensor, "token rank next_rank"]:
         """A_o[i, j] = L[i, o] G[i, o, j], token first, contiguous."""
         return (self.laws[:, :, None] * self.change).transpose(0, 1).contiguous()
+
+
+    @functools.cached_property
+    def summed(self) -> Float[Tensor, "rank columns"]:
+        """The laws with their row sums as a last column."""
+        return summed_laws(self.laws)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,23 +156,43 @@ class LowRankModel:
 
     def law(self, state: State) -> Float[Tensor, "batch token"]:
         """Log Q(o | x), clipped and normalised as the module says (nats)."""
-        weights = clipped(state.vector @ self.step_at(state.position).laws)
-        return (weights / weights.sum(1, keepdim=True)).log()
+        _, weights = next_weights(state.vector, self.step_at(state.position).summed)
+        return (weights.values / weights.total[:, None]).log()
 
     def step(self, state: State, tokens: Int[Tensor, " batch"]) -> tuple[State, StepInfo]:
         """Bayes' rule; an impossible token leaves no coefficients (all zero)."""
         here = self.step_at(state.position)
-        q = state.vector @ here.laws
-        weights = clipped(q)
-        log_prob = (weights.gather(1, tokens[:, None])[:, 0] / weights.sum(1)).log()
+        q, weights = next_weights(state.vector, here.summed)
+        log_prob = (weights.values.gather(1, tokens[:, None])[:, 0] / weights.total).log()
         moved = apply_by_token(here.operators, state.vector, tokens)
-        q_o = q.gather(1, tokens[:, None])
-        coefficients = torch.where(q_o > 0, moved / q_o, torch.zeros_like(moved))
+        coefficients = bayes(moved, q.gather(1, tokens[:, None])[:, 0])
         return State(coefficients, state.position + 1), StepInfo(log_prob)
 
     def score(self, strings: Strings) -> Float[Tensor, " batch"]:
-        """Log Q(x) in nats, one a sequence."""
-        return score_by_steps(self, strings)
+        """log Q(x) in nats, one a sequence; rows are kept sorted by their next token."""
+        check_strings(self.spec, strings)
+        device = self.first.device
+        by_length = torch.argsort(strings.lengths, descending=True, stable=True)
+        columns = strings.tokens[by_length].T.contiguous().to(device)
+        alive = alive_counts(strings.lengths, columns.shape[0])
+        log_probs = torch.zeros((max(1, len(alive)), len(by_length)), dtype=self.first.dtype, device=device)
+        vectors = self.first.expand(len(by_length), -1)
+        place = torch.arange(len(by_length), device=device)  # row r is vectors[place[r]]
+        for t, count in enumerate(alive):
+            here, tokens = self.step_at(t), columns[t, :count]
+            order, counts = order_by_token(tokens, self.spec.num_tokens)
+            vectors = vectors[place[order]]
+            q, weights = next_weights(vectors, here.summed)
+            chosen = tokens[order][:, None]
+            log_probs[t, order] = (weights.values.gather(1, chosen)[:, 0] / weights.total).log()
+            if t + 1 < len(alive):
+                moved = apply_in_order(here.operators, vectors, counts)
+                vectors = bayes(moved, q.gather(1, chosen)[:, 0])
+                place = torch.empty_like(order)
+                place[order] = torch.arange(count, device=device)
+        result = torch.empty(len(by_length), dtype=self.first.dtype, device=device)
+        result[by_length.to(device)] = log_probs.sum(0)
+        return result
 
     def sample(
         self, count: int, generator: torch.Generator, max_tokens: int | None = None
@@ -167,34 +201,7 @@ class LowRankModel:
         return sample_by_steps(self, count, generator, max_tokens)
 
 
-def clipped(q: Float[Tensor, "batch token"]) -> Float[Tensor, "batch token"]:
-    """max(q, 0), or all ones where nothing is positive; not yet normalised."""
-    weights = q.clamp(min=0)
-    dead = weights.sum(1, keepdim=True) <= 0
-    return weights.masked_fill(dead, 1.0)
-
-
-def apply_by_token(
-    operators: Float[Tensor, "token rank next_rank"],
-    vectors: Float[Tensor, "batch rank"],
-    tokens: Int[Tensor, " batch"],
-) -> Float[Tensor, "batch next_rank"]:
-    """vectors[n] @ operators[tokens[n]]: rows sorted by token, one product a token."""
-    order = torch.argsort(tokens, stable=True)
-    counts = torch.bincount(tokens, minlength=len(operators)).tolist()
-    ordered = vectors[order]
-    moved = torch.empty(
-        (len(vectors), operators.shape[2]), dtype=vectors.dtype, device=vectors.device
-    )
-    start = 0
-    for token, count in enumerate(counts):
-        if count:
-            torch.mm(
-                ordered[start : start + count],
-                operators[token],
-                out=moved[start : start + count],
-            )
-        start += count
-    result = torch.empty_like(moved)
-    result[order] = moved
-    return result
+def alive_counts(lengths: Int[Tensor, " batch"], width: int) -> list[int]:
+    """How many rows have a token at positions 0, 1, ... (until none has)."""
+    longer = torch.bincount(lengths, minlength=width + 1).flip(0).cumsum(0).flip(0)[1:]
+    return [int(n) for n in longer.tolist() if n]
