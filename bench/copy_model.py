@@ -1,6 +1,6 @@
 """Repeat after me, below, at and above the cap on the rank.
 
-    python bench/copy_model.py
+python bench/copy_model.py
 """
 
 import time

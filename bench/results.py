@@ -44,9 +44,13 @@ def machine() -> dict[str, Any]:
 
 def commit() -> str:
     """The commit, with a plus where the tree has changes."""
-    run = {"capture_output": True, "text": True, "check": False, "cwd": Path(__file__).parent}
-    head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **run).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain", "--", "../src"], **run).stdout
+    run = {"capture_output": True, "text": True, "cwd": Path(__file__).parent}
+    head = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"], check=False, **run
+    ).stdout.strip()
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "--", "../src"], check=False, **run
+    ).stdout
     return head + ("+" if changed.strip() else "")
 
 

@@ -4,7 +4,8 @@ import torch
 
 from myna.learn.exact import learn_exact
 from myna.learn.report import ExactSettings
-from myna.lowrank.model import LowRankModel, Step
+from myna.lowrank.model import LowRankModel
+from myna.lowrank.step import Step
 from myna.spec import Spec, numbered
 from myna.teachers.copies import CopyTeacher
 from myna.teachers.function import FunctionTeacher

@@ -6,7 +6,8 @@ import safetensors.torch
 import torch
 
 from myna.errors import FormatError, InputError
-from myna.lowrank.model import LowRankModel, Step
+from myna.lowrank.model import LowRankModel
+from myna.lowrank.step import Step
 from myna.teachers.copies import load_copy, open_copy, save_copy
 from myna.teachers.ledger import Ledger
 from myna.teachers.prefixes import Prefixes

@@ -23,7 +23,8 @@ from torch import Tensor
 from myna.learn.report import CutReport, ExactSettings
 from myna.learn.table import Basis, History, Table
 from myna.learn.verify import Check, Counterexample
-from myna.lowrank.model import LowRankModel, Step
+from myna.lowrank.model import LowRankModel
+from myna.lowrank.step import Step
 
 _TINY = 1e-300
 

@@ -21,7 +21,8 @@ from myna.learn.hypothesis import (
 from myna.learn.report import CutReport, ExactSettings
 from myna.learn.table import Basis, History, NotLowRank, Table, children
 from myna.learn.verify import Check
-from myna.lowrank.model import LowRankModel, Step
+from myna.lowrank.model import LowRankModel
+from myna.lowrank.step import Step
 from myna.teachers.ledger import LawsView
 
 _SPLITS_A_ROUND = 20

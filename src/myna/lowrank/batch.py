@@ -8,12 +8,15 @@ with [L | L 1]: where no weight is negative, which one reduction tells, the sum 
 normaliser of Q and nothing has to be clipped.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from myna.lowrank.step import Step
 
 
 class Weights(NamedTuple):
@@ -27,19 +30,17 @@ class Weights(NamedTuple):
     total: Float[Tensor, " batch"]
 
 
-def summed_laws(laws: Float[Tensor, "rank token"]) -> Float[Tensor, "rank columns"]:
-    """[L | L 1]: the laws with their row sums as a last column."""
-    return torch.cat([laws, laws.sum(1, keepdim=True)], 1)
-
-
 def next_weights(
     vectors: Float[Tensor, "batch rank"], summed: Float[Tensor, "rank columns"]
 ) -> tuple[Float[Tensor, "batch token"], Weights]:
-    """q, and its clipped form: Q(o | x) = values / total.
+    """q, and its clipped form: Q(o | x) = values / total."""
+    return split_weights(vectors @ summed)
 
-    Rows without any positive entry get the uniform law.
-    """
-    both = vectors @ summed
+
+def split_weights(
+    both: Float[Tensor, "batch columns"],
+) -> tuple[Float[Tensor, "batch token"], Weights]:
+    """The same from the product with [L | L 1]; no positive entry gives the uniform law."""
     q, total = both[:, :-1], both[:, -1]
     if both.numel() and float(both.amin()) >= 0 and float(total.amin()) > 0:
         return q, Weights(q, total)
@@ -62,9 +63,9 @@ def apply_in_order(
     operators: Float[Tensor, "token rank next_rank"],
     vectors: Float[Tensor, "batch rank"],
     counts: list[int],
+    moved: Float[Tensor, "batch next_rank"],
 ) -> Float[Tensor, "batch next_rank"]:
-    """Rows sorted by token, each times its token's operator: one product a token."""
-    moved = vectors.new_empty((len(vectors), operators.shape[2]))
+    """Rows sorted by token, each times its token's operator, written to `moved`."""
     start = 0
     for token, count in enumerate(counts):
         if count:
@@ -81,7 +82,8 @@ def apply_by_token(
 ) -> Float[Tensor, "batch next_rank"]:
     """vectors[n] @ operators[tokens[n]], in the order given."""
     order, counts = order_by_token(tokens, len(operators))
-    moved = apply_in_order(operators, vectors[order], counts)
+    moved = vectors.new_empty((len(vectors), operators.shape[2]))
+    apply_in_order(operators, vectors[order], counts, moved)
     result = torch.empty_like(moved)
     result[order] = moved
     return result
@@ -95,3 +97,46 @@ def bayes(
         return moved.div_(q_o[:, None])
     possible = (q_o > 0)[:, None]
     return torch.where(possible, moved / torch.where(possible, q_o[:, None], 1.0), 0.0)
+
+
+def alive_counts(lengths: Int[Tensor, " batch"], width: int) -> list[int]:
+    """How many rows have a token at positions 0, 1, ... (until none has)."""
+    longer = torch.bincount(lengths, minlength=width + 1).flip(0).cumsum(0).flip(0)[1:]
+    return [int(n) for n in longer.tolist() if n]
+
+
+def score_columns(
+    first: Float[Tensor, " rank"],
+    steps: Sequence[Step],
+    columns: Int[Tensor, "width batch"],
+    alive: list[int],
+) -> Float[Tensor, " batch"]:
+    """Log Q of rows given column by column, longest first; `alive` rows have column t.
+
+    The three large tables live in buffers made once: fresh ones every step would spend
+    as long on page faults as on arithmetic.
+    """
+    rows, num_tokens = columns.shape[1], steps[0].laws.shape[1]
+    widest = max(len(first), *(step.rank for step in steps))
+    xs, ys = first.new_empty(rows * widest), first.new_empty(rows * widest)
+    qs = first.new_empty(rows * (num_tokens + 1))
+    log_probs = first.new_zeros((max(1, len(alive)), rows))
+    y = first.expand(rows, -1)
+    place = torch.arange(rows, device=first.device)  # row r is y[place[r]]
+    for t, count in enumerate(alive):
+        step = steps[min(t, len(steps) - 1)]
+        order, counts = order_by_token(columns[t, :count], num_tokens)
+        x = xs[: count * step.rank].view(count, step.rank)
+        torch.index_select(y, 0, place[order], out=x)
+        both = qs[: count * (num_tokens + 1)].view(count, -1)
+        q, weights = split_weights(torch.mm(x, step.summed, out=both))
+        chosen = columns[t, :count][order][:, None]
+        log_probs[t, order] = (weights.values.gather(1, chosen)[:, 0] / weights.total).log()
+        if t + 1 < len(alive):
+            width = step.change.shape[2]
+            moved = ys[: count * width].view(count, width)
+            apply_in_order(step.operators, x, counts, moved)
+            y = bayes(moved, q.gather(1, chosen)[:, 0])
+            place = torch.empty_like(order)
+            place[order] = torch.arange(count, device=first.device)
+    return log_probs.sum(0)

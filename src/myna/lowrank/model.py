@@ -24,21 +24,14 @@ coefficients themselves are divided by the unclipped q_o.
 """
 
 import dataclasses
-import functools
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import InputError
-from myna.lowrank.batch import (
-    apply_by_token,
-    apply_in_order,
-    bayes,
-    next_weights,
-    order_by_token,
-    summed_laws,
-)
+from myna.lowrank.batch import alive_counts, apply_by_token, bayes, next_weights, score_columns
+from myna.lowrank.step import Step
 from myna.lowrank.student import (
     State,
     StepInfo,
@@ -47,37 +40,6 @@ from myna.lowrank.student import (
     sample_by_steps,
 )
 from myna.spec import Spec, fingerprint
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """What is stored at one cut.
-
-    laws: (rank, token), L[i, o] = P(o | h_i)
-    change: (rank, token, next_rank), P(. | h_i o) = sum_j change[i, o, j] P(. | h'_j);
-        zero where P(o | h_i) = 0 or o ends the sequence
-    histories: the basis histories h_i, for people to read
-    """
-
-    laws: Float[Tensor, "rank token"]
-    change: Float[Tensor, "rank token next_rank"]
-    histories: tuple[tuple[int, ...], ...] = ()
-
-    @property
-    def rank(self) -> int:
-        """S, the number of basis histories."""
-        return len(self.laws)
-
-    @functools.cached_property
-    def operators(self) -> Float[Tensor, "token rank next_rank"]:
-        """A_o[i, j] = L[i, o] G[i, o, j], token first, contiguous."""
-        return (self.laws[:, :, None] * self.change).transpose(0, 1).contiguous()
-
-
-    @functools.cached_property
-    def summed(self) -> Float[Tensor, "rank columns"]:
-        """The laws with their row sums as a last column."""
-        return summed_laws(self.laws)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,29 +131,14 @@ class LowRankModel:
         return State(coefficients, state.position + 1), StepInfo(log_prob)
 
     def score(self, strings: Strings) -> Float[Tensor, " batch"]:
-        """log Q(x) in nats, one a sequence; rows are kept sorted by their next token."""
+        """Log Q(x) in nats, one a sequence."""
         check_strings(self.spec, strings)
         device = self.first.device
         by_length = torch.argsort(strings.lengths, descending=True, stable=True)
         columns = strings.tokens[by_length].T.contiguous().to(device)
-        alive = alive_counts(strings.lengths, columns.shape[0])
-        log_probs = torch.zeros((max(1, len(alive)), len(by_length)), dtype=self.first.dtype, device=device)
-        vectors = self.first.expand(len(by_length), -1)
-        place = torch.arange(len(by_length), device=device)  # row r is vectors[place[r]]
-        for t, count in enumerate(alive):
-            here, tokens = self.step_at(t), columns[t, :count]
-            order, counts = order_by_token(tokens, self.spec.num_tokens)
-            vectors = vectors[place[order]]
-            q, weights = next_weights(vectors, here.summed)
-            chosen = tokens[order][:, None]
-            log_probs[t, order] = (weights.values.gather(1, chosen)[:, 0] / weights.total).log()
-            if t + 1 < len(alive):
-                moved = apply_in_order(here.operators, vectors, counts)
-                vectors = bayes(moved, q.gather(1, chosen)[:, 0])
-                place = torch.empty_like(order)
-                place[order] = torch.arange(count, device=device)
-        result = torch.empty(len(by_length), dtype=self.first.dtype, device=device)
-        result[by_length.to(device)] = log_probs.sum(0)
+        alive = alive_counts(strings.lengths, len(columns))
+        result = self.first.new_empty(len(by_length))
+        result[by_length.to(device)] = score_columns(self.first, self.steps, columns, alive)
         return result
 
     def sample(
@@ -199,9 +146,3 @@ class LowRankModel:
     ) -> Strings:
         """`count` independent sequences from Q."""
         return sample_by_steps(self, count, generator, max_tokens)
-
-
-def alive_counts(lengths: Int[Tensor, " batch"], width: int) -> list[int]:
-    """How many rows have a token at positions 0, 1, ... (until none has)."""
-    longer = torch.bincount(lengths, minlength=width + 1).flip(0).cumsum(0).flip(0)[1:]
-    return [int(n) for n in longer.tolist() if n]

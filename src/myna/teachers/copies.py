@@ -25,7 +25,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import FormatError, InputError
-from myna.lowrank.model import LowRankModel, Step
+from myna.lowrank.model import LowRankModel
+from myna.lowrank.step import Step
 from myna.lowrank.student import State, StepInfo, Strings, Student
 from myna.spec import Spec
 from myna.teachers.stepped import SteppedTeacher

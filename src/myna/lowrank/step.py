@@ -1,0 +1,38 @@
+"""What a low-rank model stores at one cut: laws, changes of basis, basis histories."""
+
+import dataclasses
+import functools
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What is stored at one cut.
+
+    laws: (rank, token), L[i, o] = P(o | h_i)
+    change: (rank, token, next_rank), P(. | h_i o) = sum_j change[i, o, j] P(. | h'_j);
+        zero where P(o | h_i) = 0 or o ends the sequence
+    histories: the basis histories h_i, for people to read
+    """
+
+    laws: Float[Tensor, "rank token"]
+    change: Float[Tensor, "rank token next_rank"]
+    histories: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def rank(self) -> int:
+        """S, the number of basis histories."""
+        return len(self.laws)
+
+    @functools.cached_property
+    def operators(self) -> Float[Tensor, "token rank next_rank"]:
+        """A_o[i, j] = L[i, o] G[i, o, j], token first, contiguous."""
+        return (self.laws[:, :, None] * self.change).transpose(0, 1).contiguous()
+
+    @functools.cached_property
+    def summed(self) -> Float[Tensor, "rank columns"]:
+        """[L | L 1]: the laws with their row sums as a last column."""
+        return torch.cat([self.laws, self.laws.sum(1, keepdim=True)], 1)
