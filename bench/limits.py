@@ -15,8 +15,8 @@ from myna.teachers.pautomac import read_automaton
 from myna.teachers.zoo import Copy
 
 
-def learned(teacher, **settings):
-    ledger = Ledger(teacher)
+def learned(teacher, seed=0, **settings):
+    ledger = Ledger(teacher, seed=seed)
     return learn_exact(ledger, ExactSettings(**settings), torch.Generator().manual_seed(0))
 
 
@@ -37,17 +37,22 @@ def parallel_laws(gap: float) -> dict:
 
 
 def rare_histories(verify: int) -> dict:
-    """PAutomaC problem 9, whose rare states few strings reach."""
+    """PAutomaC problem 9, whose rare states few strings reach; ten verification streams."""
     teacher = read_automaton(SHARED / "pautomac" / "9.pautomac_model.txt")
-    result = learned(teacher, verify_histories=verify)
     fresh = teacher.sample(10_000, torch.Generator().manual_seed(1_000_003))
-    gap = teacher.score(fresh) - result.student.score(fresh)
+    truth = teacher.score(fresh)
+    ranks, bounds, wrong = [], [], []
+    for seed in range(10):
+        result = learned(teacher, seed=seed, verify_histories=verify)
+        ranks.append(result.report.ranks[0])
+        bounds.append(result.report.verification.bad_string_bound())
+        gap = (truth - result.student.score(fresh)).abs()
+        wrong.append(float((gap > 1e-6).double().mean()))
     return {
         "verify_histories": verify,
-        "rank_found": result.report.ranks[0],
-        "outcome": result.report.outcome.value,
-        "bad_string_bound": result.report.verification.bad_string_bound(),
-        "fresh_strings_wrong": float((gap.abs() > 1e-6).double().mean()),
+        "ranks_found": ranks,
+        "bad_string_bounds": bounds,
+        "fresh_strings_wrong": wrong,
     }
 
 

@@ -113,3 +113,10 @@ def test_the_table_lists_every_parameter():
     assert table["parity"].parameters == ("bits=64", "noise=0.1", "seed=0")
     assert family_of("parity", {"bits": "9"}) == Parity(bits=9)
     assert all(entry.summary and entry.rank for entry in table.values())
+
+
+def test_the_page_is_the_table(pytestconfig):
+    page = (pytestconfig.rootpath / "docs" / "zoo.md").read_text()
+    for entry in zoo_table():
+        parameters = " ".join(entry.parameters)
+        assert f"| `zoo:{entry.name}` | `{parameters}` | {entry.summary} | {entry.rank} |" in page
