@@ -10,6 +10,7 @@ from myna.spec import Spec, numbered
 from myna.teachers.copies import CopyTeacher
 from myna.teachers.function import FunctionTeacher
 from myna.teachers.ledger import Ledger
+from myna.teachers.prefix_state import PrefixState
 from myna.teachers.uri import open_teacher
 
 ZOO = [
@@ -63,6 +64,7 @@ def students():
     found["copy of a function"] = learned(function_teacher()).student
     found["signed"] = signed_model()
     found["hmm"] = open_teacher(ZOO[1])
+    found["function, stepped"] = PrefixState(function_teacher())
     return found
 
 
@@ -70,5 +72,6 @@ def teachers():
     """Name and teacher of each kind."""
     found = {uri: open_teacher(uri) for uri in ZOO}
     found["function"] = function_teacher()
+    found["function, stepped"] = PrefixState(function_teacher())
     found["copy of a copy"] = CopyTeacher(learned(CopyTeacher(signed_model())).student)
     return found

@@ -108,6 +108,12 @@ def test_an_exhausted_budget_is_status_one_and_saves_the_best(tmp_path):
     assert (tmp_path / "s" / "model.json").is_file()
 
 
+def test_certifying_within_a_budget(folder):
+    done = myna("certify", folder, "zoo:parity?bits=6&seed=7", "--budget", "20")
+    assert done.returncode == 1
+    assert "the budget is 20 next-token queries" in done.stderr
+
+
 def test_structures(tmp_path):
     teacher = "zoo:hmm?states=3&symbols=4&horizon=8"
     for structure, steps in (("stationary", 1), ("time-varying", 8), ("test", 1)):

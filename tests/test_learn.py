@@ -159,6 +159,15 @@ def test_a_budget_is_kept_and_gives_the_best_copy_so_far(queries):
     assert drawn.lengths.tolist() == [17] * 10
 
 
+@pytest.mark.parametrize("queries", [0, 1, 3, 9, 60])
+def test_a_stationary_budget_is_kept_too(queries):
+    teacher = open_teacher("zoo:registers?k=3")
+    result, ledger = learn(teacher, Budget(queries=queries))
+    assert ledger.total().next_token_queries <= queries
+    assert result.report.outcome is Outcome.BUDGET_EXHAUSTED
+    assert len(result.student.sample(10, seeded(), 20).lengths) == 10
+
+
 def test_structures_agree_on_a_stationary_teacher():
     teacher = open_teacher("zoo:hmm?states=3&symbols=4&horizon=8")
     varying, _ = learn(teacher, structure=Structure.TIME_VARYING)

@@ -21,7 +21,7 @@ from myna import __version__
 from myna.app import output
 from myna.app.models import describe, generator_of, open_model, open_saved, read_strings
 from myna.app.picture import rank_and_queries, write_picture
-from myna.errors import MynaError
+from myna.errors import BudgetExhausted, MynaError
 from myna.evaluate.certify import Certificate, Method, certify
 from myna.learn.exact import Progress as Stage
 from myna.learn.exact import learn_exact, learn_testing_stationarity
@@ -359,4 +359,4 @@ def main() -> None:
         if "--json" in sys.argv:
             output.print_json({"error": str(error)})
         output.err.print(f"myna: {error}", markup=False)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, BudgetExhausted) else 2)

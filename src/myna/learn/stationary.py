@@ -110,5 +110,7 @@ class Stationary:
         return LowRankModel.of(spec, torch.ones(1, dtype=torch.float64), (step,))
 
     def reports(self) -> tuple[CutReport, ...]:
-        """One entry, over all cuts together."""
+        """One entry, over all cuts together; none where nothing was asked."""
+        if () not in self._table.index:
+            return ()
         return (cut_report(None, self._table, self._basis, self._settings),)
