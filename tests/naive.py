@@ -90,16 +90,23 @@ def numerical_rank(block, tolerance=1e-9):
     return int((values > tolerance * values[0]).sum())
 
 
-class Opaque:
-    """Shows a teacher's declared access and nothing else: no class, no parameters."""
+_DECLARED = {
+    "samples": ["complete"],
+    "top_laws": ["complete", "top_laws"],
+    "laws": ["complete", "top_laws", "laws"],
+    "student": ["initial", "step", "law", "score", "sample"],
+}
 
-    def __init__(self, teacher, level):
-        methods = {"samples": ["complete"], "top_laws": ["complete", "top_laws"]}
-        for name in methods.get(level, ["complete", "top_laws", "laws"]):
-            setattr(self, name, _forward(teacher, name))
-        self.spec = teacher.spec
-        if level != "samples":
-            self.k = teacher.k
+
+class Opaque:
+    """Shows what a teacher or student declares and nothing else: no class, no parameters."""
+
+    def __init__(self, model, level):
+        for name in _DECLARED[level]:
+            setattr(self, name, _forward(model, name))
+        self.spec = model.spec
+        if level in ("top_laws", "laws"):
+            self.k = model.k
 
 
 def _forward(teacher, name):
