@@ -68,7 +68,9 @@ _STRUCTURES = {Form.TIME_VARYING: Structure.TIME_VARYING, Form.STATIONARY: Struc
 def learning_progress() -> Iterator[Callable[[Stage], None]]:
     """A line on standard error that follows learning."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=output.err, transient=True) as bars:
+    with Progress(
+        *columns, console=output.err, transient=True, disable=not output.err.is_terminal
+    ) as bars:
         task = bars.add_task("starting", total=None)
 
         def tell(stage: Stage) -> None:
@@ -84,7 +86,9 @@ def learning_progress() -> Iterator[Callable[[Stage], None]]:
 def working(what: str) -> Iterator[None]:
     """A spinner on standard error."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=output.err, transient=True) as bars:
+    with Progress(
+        *columns, console=output.err, transient=True, disable=not output.err.is_terminal
+    ) as bars:
         bars.add_task(what, total=None)
         yield
 

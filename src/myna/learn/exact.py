@@ -192,6 +192,6 @@ def _refusal(stop: NotLowRank) -> Refusal:
 def _not_low_rank(refusal: Refusal, cap: int) -> str:
     where = "over all cuts" if refusal.cut is None else f"at cut {refusal.cut}"
     return (
-        f"not low rank {where}: the rank is at least {refusal.at_least}, above the cap of {cap}; "
+        f"{where} the rank is at least {refusal.at_least}, above the cap of {cap}; "
         "raise the cap if a copy of that size is wanted"
     )
