@@ -40,12 +40,18 @@ def rank_and_queries(report: LearnReport, title: str) -> alt.VConcatChart:
     )
     panels = [lower]
     if ranks:
+        top = max(row["rank"] for row in ranks)
         upper = (
             alt.Chart(alt.Data(values=ranks), width=_WIDTH, height=140)
             .mark_line(interpolate="step-after", point=True, color="#4c78a8")
             .encode(
                 x=across,
-                y=alt.Y("rank:Q", title="rank", axis=alt.Axis(tickMinStep=1, format="d")),
+                y=alt.Y(
+                    "rank:Q",
+                    title="rank",
+                    axis=alt.Axis(tickCount=min(top + 1, 8), format="d"),
+                    scale=alt.Scale(domain=[0, top + 1]),
+                ),
                 tooltip=["cut:Q", "rank:Q", "futures:Q"],
             )
         )
