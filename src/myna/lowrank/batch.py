@@ -113,8 +113,8 @@ def score_columns(
 ) -> Float[Tensor, " batch"]:
     """Log Q of rows given column by column, longest first; `alive` rows have column t.
 
-    The three large tables live in buffers made once: fresh ones every step would spend
-    as long on page faults as on arithmetic.
+    The three large tables live in buffers made once: in trials that was faster, and
+    steadier, than fresh ones every step.
     """
     rows, num_tokens = columns.shape[1], steps[0].laws.shape[1]
     widest = max(len(first), *(step.rank for step in steps))
