@@ -3,7 +3,8 @@
 import torch
 
 from myna.learn.exact import learn_exact
-from myna.learn.report import ExactSettings
+from myna.learn.report import ExactSettings, Structure
+from myna.lowrank.hidden import hidden_form
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.step import Step
 from myna.spec import Spec, numbered
@@ -63,6 +64,10 @@ def students():
     }
     found["copy of a function"] = learned(function_teacher()).student
     found["signed"] = signed_model()
+    stationary = learned(open_teacher(ZOO[1]), structure=Structure.STATIONARY).student
+    form = hidden_form(stationary, torch.Generator().manual_seed(0))
+    assert form.model is not None, form.reason
+    found["hidden form"] = form.model
     found["hmm"] = open_teacher(ZOO[1])
     found["function, stepped"] = PrefixState(function_teacher())
     return found

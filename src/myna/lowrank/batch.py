@@ -140,3 +140,33 @@ def score_columns(
             place = torch.empty_like(order)
             place[order] = torch.arange(count, device=first.device)
     return log_probs.sum(0)
+
+
+def filter_columns(
+    first: Float[Tensor, " rank"],
+    steps: Sequence[Step],
+    transitions: Sequence[Float[Tensor, "rank next_rank"]],
+    columns: Int[Tensor, "width batch"],
+    alive: list[int],
+) -> Float[Tensor, " batch"]:
+    """`score_columns` where every step has a transition T: the forward filter.
+
+    With joint_i = x_i L[i, o]:  q_o = sum_i joint_i,  x' = joint T / q_o.
+    No sorting, since all rows share T, and nothing to clip.
+    """
+    rows, tiny = columns.shape[1], torch.finfo(first.dtype).tiny
+    emissions = [step.laws.T.contiguous() for step in steps]
+    widest = max(len(first), *(step.rank for step in steps), *(t.shape[1] for t in transitions))
+    joints, xs = first.new_empty(rows * widest), first.new_empty(rows * widest)
+    masses = first.new_ones((max(1, len(alive)), rows))
+    x = first.expand(rows, -1)
+    for t, count in enumerate(alive):
+        emission, transition = (table[min(t, len(steps) - 1)] for table in (emissions, transitions))
+        joint = joints[: count * len(transition)].view(count, -1)
+        torch.index_select(emission, 0, columns[t, :count], out=joint).mul_(x[:count])
+        mass = torch.sum(joint, 1, out=masses[t, :count])
+        if t + 1 < len(alive):
+            x = xs[: count * transition.shape[1]].view(count, -1)
+            # an impossible token leaves zeros, not NaN: its own log is -inf already
+            torch.mm(joint, transition, out=x).div_(mass.clamp(min=tiny)[:, None])
+    return masses.log_().sum(0)

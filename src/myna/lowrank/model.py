@@ -24,14 +24,22 @@ coefficients themselves are divided by the unclipped q_o.
 """
 
 import dataclasses
+import functools
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import InputError
-from myna.lowrank.batch import alive_counts, apply_by_token, bayes, next_weights, score_columns
-from myna.lowrank.step import Step
+from myna.lowrank.batch import (
+    alive_counts,
+    apply_by_token,
+    bayes,
+    filter_columns,
+    next_weights,
+    score_columns,
+)
+from myna.lowrank.step import ROUNDING, Step
 from myna.lowrank.student import (
     State,
     StepInfo,
@@ -103,6 +111,14 @@ class LowRankModel:
         """How many numbers are stored."""
         return len(self.first) + sum(s.laws.numel() + s.change.numel() for s in self.steps)
 
+    @functools.cached_property
+    def transitions(self) -> tuple[Float[Tensor, "_ _"], ...] | None:
+        """T of every step where the model is a hidden Markov model as it stands, else None."""
+        if bool((self.first < 0).any()) or abs(float(self.first.sum()) - 1) > ROUNDING:
+            return None
+        tables = tuple(step.transition for step in self.steps if step.transition is not None)
+        return tables if len(tables) == len(self.steps) else None
+
     def to(self, device: torch.device | str) -> "LowRankModel":
         """The same model with its tensors on another device."""
         steps = tuple(Step(s.laws.to(device), s.change.to(device), s.histories) for s in self.steps)
@@ -138,7 +154,11 @@ class LowRankModel:
         columns = strings.tokens[by_length].T.contiguous().to(device)
         alive = alive_counts(strings.lengths, len(columns))
         result = self.first.new_empty(len(by_length))
-        result[by_length.to(device)] = score_columns(self.first, self.steps, columns, alive)
+        if self.transitions is None:
+            scores = score_columns(self.first, self.steps, columns, alive)
+        else:
+            scores = filter_columns(self.first, self.steps, self.transitions, columns, alive)
+        result[by_length.to(device)] = scores
         return result
 
     def sample(

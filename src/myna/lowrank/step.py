@@ -7,6 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+# how far from one the sum of a law may be and still be called one
+ROUNDING = 1e-14
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -36,3 +39,19 @@ class Step:
     def summed(self) -> Float[Tensor, "rank columns"]:
         """[L | L 1]: the laws with their row sums as a last column."""
         return torch.cat([self.laws, self.laws.sum(1, keepdim=True)], 1)
+
+    @functools.cached_property
+    def transition(self) -> Float[Tensor, "rank next_rank"] | None:
+        """T where change[i, o, :] = T[i, :] wherever P(o | h_i) > 0, all nonnegative, else None.
+
+        Then the step is a hidden Markov model's: no weight can be negative, and as the
+        rows of L and T sum to one (within ROUNDING) the weights need no normaliser.
+        """
+        rows = torch.arange(self.rank, device=self.laws.device)
+        table = self.change[rows, self.laws.argmax(1)]
+        differs = ((self.change - table[:, None]) != 0).any(2) & (self.laws > 0)
+        sums = torch.cat([self.laws.sum(1), table.sum(1)])
+        negative = bool((self.laws < 0).any()) or bool((table < 0).any())
+        if negative or bool(differs.any()) or bool(((sums - 1).abs() > ROUNDING).any()):
+            return None
+        return table

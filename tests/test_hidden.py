@@ -1,0 +1,108 @@
+import dataclasses
+
+import pytest
+import torch
+from catalogue import learned, signed_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from myna.errors import InputError
+from myna.learn.report import Structure
+from myna.lowrank.batch import alive_counts, score_columns
+from myna.lowrank.hidden import hidden_form
+from myna.lowrank.model import LowRankModel
+from myna.lowrank.step import Step
+from myna.lowrank.student import strings
+from myna.teachers.uri import open_teacher
+
+
+def hidden_copy(uri, seed=0):
+    student = learned(open_teacher(uri), structure=Structure.STATIONARY).student
+    return student, hidden_form(student, torch.Generator().manual_seed(seed))
+
+
+@given(seed=st.integers(0, 200), states=st.integers(1, 4))
+@settings(max_examples=15, deadline=None)
+def test_a_copy_of_a_random_hmm_is_found_to_be_one(seed, states):
+    uri = f"zoo:hmm?states={states}&symbols=4&horizon=6&concentration=1&seed={seed}"
+    teacher = open_teacher(uri)
+    student, form = hidden_copy(uri)
+    if form.model is None:  # nearly equal states: refused, with the figure
+        assert form.residual > 1e-8 or "operators" in form.reason
+        return
+    drawn = teacher.sample(50, torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(form.model.score(drawn), teacher.score(drawn), rtol=0, atol=1e-6)
+    assert form.model.ranks == student.ranks
+    assert min(float(form.model.steps[0].laws.min()), float(form.model.first.min())) >= 0
+
+
+def test_the_form_has_the_teachers_own_tables_up_to_the_order_of_states():
+    teacher = open_teacher("zoo:hmm?states=3&symbols=4&horizon=6&concentration=1&seed=5")
+    _, form = hidden_copy("zoo:hmm?states=3&symbols=4&horizon=6&concentration=1&seed=5")
+    found, true = form.model.steps[0].laws, teacher._emission[0]
+    order = torch.cdist(true, found).argmin(1)
+    assert sorted(order.tolist()) == [0, 1, 2]
+    torch.testing.assert_close(found[order], true, rtol=0, atol=1e-9)
+    moves = form.model.transitions[0][order][:, order]
+    torch.testing.assert_close(moves, teacher._transition[0], rtol=0, atol=1e-9)
+
+
+def scored_by_operators(model, batch):
+    """The general path, for a model that would take the filter."""
+    order = torch.argsort(batch.lengths, descending=True, stable=True)
+    columns = batch.tokens[order].T.contiguous()
+    scores = score_columns(
+        model.first, model.steps, columns, alive_counts(batch.lengths, len(columns))
+    )
+    return torch.empty_like(scores).scatter(0, order, scores)
+
+
+def test_the_filter_equals_the_general_path_on_ragged_and_impossible_rows():
+    laws = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.4, 0.6]], dtype=torch.float64)
+    moves = torch.tensor([[0.9, 0.1], [0.0, 1.0]], dtype=torch.float64)
+    change = moves[:, None].expand(-1, 3, -1) * (laws > 0)[:, :, None]
+    spec = dataclasses.replace(open_teacher("zoo:unigram?symbols=3&horizon=5").spec)
+    first = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    model = LowRankModel.of(spec, first, (Step(laws, change),))
+    assert model.transitions is not None
+    batch = strings([[0, 1, 2, 2, 2], [], [0], [2, 0, 1], [0, 2, 0, 1, 1], [1, 1, 1, 2]])
+    expected = scored_by_operators(model, batch)
+    assert bool((expected == -torch.inf).any()) and float(expected[1]) == 0
+    torch.testing.assert_close(model.score(batch), expected)
+
+
+def test_a_time_varying_hidden_model_is_filtered_too():
+    tables = torch.rand((3, 2, 3), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    laws = tables / tables.sum(2, keepdim=True)
+    moves = [torch.tensor([[0.3, 0.7], [0.6, 0.4]], dtype=torch.float64)] * 2
+    moves.append(torch.ones((2, 1), dtype=torch.float64))
+    steps = tuple(
+        Step(law, move[:, None].expand(-1, 3, -1)) for law, move in zip(laws, moves, strict=True)
+    )
+    spec = open_teacher("zoo:unigram?symbols=3&horizon=3").spec
+    model = LowRankModel.of(spec, torch.tensor([0.2, 0.8], dtype=torch.float64), steps)
+    assert model.transitions is not None
+    batch = strings([[0, 1, 2], [2, 2], [1, 0, 0]])
+    torch.testing.assert_close(model.score(batch), scored_by_operators(model, batch))
+
+
+def test_weights_that_may_be_negative_never_take_the_filter():
+    assert signed_model().transitions is None
+    flipped = dataclasses.replace(
+        hidden_copy("zoo:hmm?states=2&symbols=3&horizon=4&seed=1")[1].model,
+        first=torch.tensor([1.2, -0.2], dtype=torch.float64),
+    )
+    assert flipped.transitions is None
+
+
+def test_what_is_no_hidden_markov_model_of_its_rank_is_refused_with_the_residual():
+    form = hidden_form(signed_model(), torch.Generator().manual_seed(0))
+    assert form.model is None
+    assert form.residual > 1e-3
+    assert form.reason
+
+
+def test_students_of_another_kind_are_refused():
+    varying = learned(open_teacher("zoo:parity?bits=3")).student
+    with pytest.raises(InputError, match="stationary student without a stop token"):
+        hidden_form(varying, torch.Generator().manual_seed(0))
