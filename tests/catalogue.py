@@ -4,8 +4,11 @@ import torch
 
 from myna.learn.exact import learn_exact
 from myna.learn.report import ExactSettings, Structure
+from myna.lowrank.basis_sketch import basis_sketch, sampled_coefficients
 from myna.lowrank.hidden import hidden_form
 from myna.lowrank.model import LowRankModel
+from myna.lowrank.projected import ProjectedModel
+from myna.lowrank.region import Hull
 from myna.lowrank.step import Step
 from myna.spec import Spec, numbered
 from myna.teachers.copies import CopyTeacher
@@ -55,6 +58,17 @@ def signed_model():
     return LowRankModel.of(spec, torch.tensor([1.5, -0.5]).double(), (Step(laws, change),))
 
 
+def projected(copy):
+    """A copy kept at two cuts within hulls so narrow that nearly every row is moved."""
+    generator = torch.Generator().manual_seed(5)
+    points = sampled_coefficients(copy, 6, copy.spec.horizon, generator)
+    regions = tuple(
+        Hull(rows, basis_sketch(copy, t, 8, 3, generator), margin=0.0) if t in (1, 3) else None
+        for t, rows in enumerate(points)
+    )
+    return ProjectedModel.of(copy, regions)
+
+
 def students():
     """Name and student of each kind, over finite languages."""
     found = {
@@ -68,6 +82,7 @@ def students():
     form = hidden_form(stationary, torch.Generator().manual_seed(0))
     assert form.model is not None, form.reason
     found["hidden form"] = form.model
+    found["projected"] = projected(found[f"copy of {ZOO[1]}"])
     found["hmm"] = open_teacher(ZOO[1])
     found["function, stepped"] = PrefixState(function_teacher())
     return found

@@ -192,3 +192,29 @@ def test_every_command_is_in_the_readme(pytestconfig):
     assert {"learn", "certify", "sample", "score", "info", "zoo"} <= set(names)
     for name in names:
         assert f"myna {name}" in readme, name
+
+
+def test_certify_from_samples(folder):
+    """Tokens are the budget; the interval is wide, and both outputs say what it rests on."""
+    teacher = "zoo:parity?bits=6&seed=7"
+    command = ("certify", folder, teacher, "--access", "samples", "--budget", "60000")
+    done = myna(*command, "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["access"] == "samples" and 30_000 < record["tokens"] <= 60_000
+    assert record["queries"]["next_token_queries"] == 0
+    variation = record["total_variation"]
+    assert variation["low"] == 0 and 0.01 < variation["high"] < 0.6
+    assert len(record["upper"]["parts"]) == 7
+    shown = myna(*command)
+    assert "much weaker than from laws" in shown.stdout and "tokens (" in shown.stdout
+    assert shown.stdout.count("lower end") == 3 and shown.stdout.count("upper end") == 2
+
+
+def test_certify_from_samples_refuses_in_one_sentence(folder):
+    teacher = "zoo:parity?bits=6&seed=7"
+    small = myna("certify", folder, teacher, "--access", "samples", "--budget", "50")
+    assert small.returncode == 2 and small.stdout == ""
+    assert "at least" in small.stderr and "tokens would do" in small.stderr
+    mixed = myna("certify", folder, teacher, "--access", "samples", "--floor", "0.01")
+    assert mixed.returncode == 2 and "--floor belongs to certificates from laws" in mixed.stderr

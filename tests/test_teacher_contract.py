@@ -4,9 +4,13 @@ import catalogue
 import naive
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from myna.errors import InputError
-from myna.lowrank.student import strings
+from myna.lowrank.student import draw, strings
+from myna.teachers import stepped
+from myna.teachers.draws import complete_by_laws, draw_at
 from myna.teachers.function import FunctionTeacher
 from myna.teachers.oracle import Laws, Samples, Stream, TopLaws, as_samples, as_top_k
 from myna.teachers.prefixes import Prefixes
@@ -168,3 +172,30 @@ def test_endless_completions_are_refused():
         process.complete(Prefixes.of([[]]), 1, stream=STREAM)
     drawn = process.complete(Prefixes.of([[]]), 3, stream=STREAM, max_tokens=7)
     assert drawn.lengths.tolist() == [[7, 7, 7]]
+
+
+def test_completions_are_those_drawn_from_laws(teacher, monkeypatch):
+    """Draws share states and are stepped in chunks; one law a draw gives the same tokens."""
+    prefixes = possible_prefixes(teacher, 5)
+    plain = complete_by_laws(teacher, prefixes, 25, stream=STREAM, max_tokens=6, first_draw=3)
+    for chunk in (7, 2**15):
+        monkeypatch.setattr(stepped, "_CHUNK", chunk)
+        fast = teacher.complete(prefixes, 25, stream=STREAM, max_tokens=6, first_draw=3)
+        assert torch.equal(fast.tokens, plain.tokens)
+        assert torch.equal(fast.lengths, plain.lengths)
+
+
+@given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 2**31))
+def test_shared_laws_draw_the_same_tokens(size, nodes, seed):
+    """`draw_at` against `draw`, with impossible tokens and the extreme uniforms."""
+    generator = torch.Generator().manual_seed(seed)
+    law = torch.rand((nodes, size), generator=generator, dtype=torch.float64)
+    law *= torch.rand((nodes, size), generator=generator) < 0.6
+    law[torch.arange(nodes), torch.randint(0, size, (nodes,), generator=generator)] += 0.1
+    log_law = (law / law.sum(1, keepdim=True)).log()
+    node = torch.randint(0, nodes, (60,), generator=generator)
+    uniform = torch.rand(60, generator=generator, dtype=torch.float64)
+    uniform[:20], uniform[20:40] = 0.0, 1 - 2.0**-53
+    tokens = draw_at(log_law, node, uniform)
+    assert torch.equal(tokens, draw(log_law[node], uniform))
+    assert bool((law[node, tokens] > 0).all())

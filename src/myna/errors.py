@@ -3,7 +3,7 @@
     MynaError
     ├── InputError         what the caller gave: a URI, a file, a parameter, a prefix
     │   └── FormatError    a file or a saved student that does not read as declared
-    ├── TeacherError       what a teacher answered: NaN, or a law that does not sum to one
+    ├── TeacherError       what a teacher answered: no probability law, or no completion
     └── BudgetExhausted    the next request would exceed the budget; nothing was asked
 
 Every message is one sentence: what was wanted, what came, what to do.
@@ -23,7 +23,7 @@ class FormatError(InputError):
 
 
 class TeacherError(MynaError):
-    """A teacher gave an answer that is no probability law."""
+    """A teacher gave an answer that is no probability law, or no completion of its prefix."""
 
 
 class BudgetExhausted(MynaError):

@@ -21,8 +21,9 @@ from myna import __version__
 from myna.app import output
 from myna.app.models import describe, generator_of, open_model, open_saved, read_strings
 from myna.app.picture import rank_and_queries, write_picture
-from myna.errors import BudgetExhausted, MynaError
+from myna.errors import BudgetExhausted, InputError, MynaError
 from myna.evaluate.certify import Certificate, Method, certify
+from myna.evaluate.from_samples import certify_from_samples
 from myna.learn.exact import Progress as Stage
 from myna.learn.exact import learn_exact, learn_testing_stationarity
 from myna.learn.report import ExactSettings, LearnResult, Outcome, Structure
@@ -30,6 +31,7 @@ from myna.lowrank.model import LowRankModel
 from myna.lowrank.student import complete_strings
 from myna.teachers.copies import check_destination, save_copy
 from myna.teachers.ledger import Budget, Ledger
+from myna.teachers.oracle import as_samples
 from myna.teachers.uri import open_teacher, zoo_table
 
 app = typer.Typer(
@@ -61,6 +63,14 @@ class Form(Enum):
     TEST = "test"
 
 
+class Access(Enum):
+    """What `certify` may ask of a teacher."""
+
+    LAWS = "laws"
+    SAMPLES = "samples"
+
+
+SAMPLED_TOKENS = 1_000_000  # that certifying from samples spends unless told
 _STRUCTURES = {Form.TIME_VARYING: Structure.TIME_VARYING, Form.STATIONARY: Structure.STATIONARY}
 
 
@@ -179,31 +189,61 @@ def _save(
 def certify_command(
     student: Annotated[str, typer.Argument(metavar="STUDENT", help="A saved copy.")],
     teacher: TeacherName,
-    samples: Annotated[int, typer.Option(min=2, help="Strings to draw.")] = 10_000,
+    access: Annotated[
+        Access, typer.Option(help="Ask for next-token laws, or (far weaker) only for samples.")
+    ] = Access.LAWS,
+    samples: Annotated[
+        int | None, typer.Option(min=2, help="Laws: strings to draw (10,000 unless said).")
+    ] = None,
     confidence: Annotated[float, typer.Option(help="Confidence of the intervals.")] = 0.99,
-    floor: Annotated[float, typer.Option(help="Floor on Q per token, for KL.")] = 1e-6,
-    method: Annotated[Method, typer.Option(help="Enumerate, sample, or choose.")] = Method.AUTO,
+    floor: Annotated[
+        float | None, typer.Option(help="Laws: floor on Q per token, for KL (1e-6 unless said).")
+    ] = None,
+    method: Annotated[
+        Method | None, typer.Option(help="Laws: enumerate, sample, or choose (auto).")
+    ] = None,
     max_tokens: MaxTokens = None,
-    budget: Annotated[int | None, typer.Option(min=0, help="Most next-token queries.")] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Most next-token queries; with samples, most tokens, prompts counted "
+            f"({SAMPLED_TOKENS:,} unless said).",
+        ),
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Bound how far a copy is from its teacher, on fresh strings of the teacher."""
-    model = open_saved(student).model
-    ledger = Ledger(open_teacher(teacher), Budget(queries=budget), seed)
-    found = certified(
-        ledger,
-        model,
-        samples=samples,
-        confidence=confidence,
-        floor=floor,
-        method=method,
-        max_tokens=max_tokens,
-    )
-    if as_json:
-        output.print_json({"student": student, "teacher": teacher, **found.as_json()})
+    model, source = open_saved(student).model, open_teacher(teacher)
+    of_laws = {"samples": samples, "floor": floor, "method": method}
+    given = {name: value for name, value in of_laws.items() if value is not None}
+    shared = {"confidence": confidence, "max_tokens": max_tokens}
+    if access is Access.LAWS:
+        found = certified(Ledger(source, Budget(queries=budget), seed), model, **shared, **given)
+    elif given:
+        raise InputError(
+            f"--{next(iter(given))} belongs to certificates from laws, and --access samples was "
+            "asked; leave one of them out"
+        )
     else:
+        tokens = SAMPLED_TOKENS if budget is None else budget
+        ledger = Ledger(as_samples(source), Budget(tokens=tokens), seed)
+        with working("comparing on fresh completions"):
+            found = certify_from_samples(
+                ledger.samples("certify"),
+                model,
+                budget_tokens=tokens,
+                generator=generator_of(seed),
+                **shared,
+            )
+    if as_json:
+        named = {"student": student, "teacher": teacher, "access": access}
+        output.print_json({**named, **found.as_json()})
+    elif isinstance(found, Certificate):
         output.show_certificate(found)
+    else:
+        output.show_sampled_certificate(found)
 
 
 def certified(ledger: Ledger, model: LowRankModel, **settings: Any) -> Certificate:

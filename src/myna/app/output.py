@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from myna.evaluate.certify import Certificate, Estimate
+from myna.evaluate.from_samples import SampledCertificate
 from myna.learn.report import LearnReport
 from myna.lowrank.student import Strings
 from myna.spec import Spec
@@ -116,6 +117,25 @@ def show_certificate(certificate: Certificate) -> None:
             f"largest |log Q - log P| {measured.largest_log_ratio:.3g} nats"
         )
     show_accounts({"certify": certificate.queries})
+
+
+def show_sampled_certificate(certificate: SampledCertificate) -> None:
+    """The interval, what its ends rest on, the cost."""
+    show_estimate("total variation", certificate.total_variation, "")
+    upper = certificate.upper
+    out.print(
+        f"upper end   by KL of next tokens {upper.from_kl:.3g} (KL {upper.kl_nats:.3g} nats, at most "
+        f"{upper.kl_high:.3g}), by the hybrid sum {upper.hybrid_high:.3g}"
+    )
+    for witness in (certificate.strings_witness, certificate.next_token_witness):
+        out.print(
+            f"lower end   {witness.low:.3g}: {witness.what} "
+            f"({witness.teacher_share:.3g} teacher, {witness.student_share:.3g} student)"
+        )
+    out.print(
+        f"{'certify':<11} {certificate.tokens:,} tokens ({certificate.queries.tokens_sent:,} in prompts), "
+        f"{certificate.total_variation.samples:,} strings, {certificate.draws_per_prefix} draws a prefix"
+    )
 
 
 def show_estimate(name: str, estimate: Estimate, unit: str) -> None:

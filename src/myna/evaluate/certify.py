@@ -24,6 +24,7 @@ from myna.errors import InputError
 from myna.evaluate.distance import AlongStrings, along_strings, enumerate_distance
 from myna.evaluate.interval import check_confidence, mean_interval
 from myna.lowrank.student import Strings, Student
+from myna.spec import Spec
 from myna.teachers.ledger import Account, LawsView
 
 MOST_ENUMERATED = 2_000_000
@@ -145,14 +146,23 @@ def certify(
     return Certificate(variation, divergence, measured, floor, view.spent() - before)
 
 
+def check_language(teacher: Spec, student: Spec) -> None:
+    """Refuse a student of another language than the teacher's.
+
+    Raises:
+        InputError: naming both.
+    """
+    if not teacher.same_language(student):
+        raise InputError(
+            "teacher and student must be models of one language, and they differ: "
+            f"{_language(teacher)} against {_language(student)}; give the teacher the copy was made of"
+        )
+
+
 def _check(
     view: LawsView, student: Student, samples: int, floor: float, max_tokens: int | None
 ) -> None:
-    if not view.spec.same_language(student.spec):
-        raise InputError(
-            "teacher and student must be models of one language, and they differ: "
-            f"{_language(view.spec)} against {_language(student.spec)}; give the teacher the copy was made of"
-        )
+    check_language(view.spec, student.spec)
     if samples < 2:
         raise InputError(f"a certificate needs at least 2 strings, got {samples}")
     if not 0 < floor < 1:
@@ -163,7 +173,7 @@ def _check(
         )
 
 
-def _language(spec) -> str:
+def _language(spec: Spec) -> str:
     stop = "no stop" if spec.stop is None else f"stop {spec.alphabet[spec.stop]!r}"
     return f"{spec.num_tokens} tokens ({', '.join(spec.alphabet[:5])}...), {stop}, horizon {spec.horizon}"
 

@@ -23,9 +23,12 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 def _mix(z: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser: a bijection of 64-bit words that passes as random."""
     z = z + _GOLDEN
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return z
 
 
 def prefix_hashes(prefixes: Prefixes) -> np.ndarray:
@@ -39,18 +42,54 @@ def prefix_hashes(prefixes: Prefixes) -> np.ndarray:
 
 
 class Dice:
-    """The uniform numbers of one request, (batch * draw) rows, position by position."""
+    """The uniform numbers of a batch of draws, one row a draw, position by position."""
 
-    def __init__(self, prefixes: Prefixes, stream: Stream, first_draw: int, count: int):
-        """Fix prefixes, stream and draw indices; positions are asked one by one."""
+    def __init__(self, seeds: np.ndarray):
+        """seeds: (rows,), one 64-bit word a draw; see `of`."""
+        self._seeds = seeds
+
+    @classmethod
+    def of(cls, prefixes: Prefixes, stream: Stream, first_draw: int, count: int) -> "Dice":
+        """Row i * count + j throws draw first_draw + j of prefix i."""
         draws = np.arange(first_draw, first_draw + count, dtype=np.uint64)
         places = _mix(prefix_hashes(prefixes) ^ np.uint64(stream.key))
-        self._seeds = _mix(places[:, None] + draws[None, :]).reshape(-1)
+        return cls(_mix(places[:, None] + draws[None, :]).reshape(-1))
 
-    def roll(self, rows: Int[Tensor, " rows"], position: int) -> Float[Tensor, " rows"]:
+    def take(self, rows: Int[Tensor, " rows"]) -> "Dice":
+        """The chosen rows."""
+        return Dice(self._seeds[rows.numpy()])
+
+    def roll(self, position: int) -> Float[Tensor, " rows"]:
         """One uniform number in [0, 1) a row, for the token at `position`."""
-        words = _mix(self._seeds[rows.cpu().numpy()] + np.uint64(position))
-        return torch.from_numpy((words >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+        words = _mix(self._seeds + np.uint64(position))
+        words >>= np.uint64(11)
+        return torch.from_numpy(words.astype(np.float64)).mul_(2.0**-53)
+
+
+def draw_at(
+    log_law: Float[Tensor, "node token"],
+    node: Int[Tensor, " rows"],
+    uniform: Float[Tensor, " rows"],
+) -> Int[Tensor, " rows"]:
+    """The tokens that `draw` would draw from log_law[node], without making that table.
+
+    The first token whose cumulative mass exceeds u x total is found by bisection in the
+    row of the draw's own node, so draws that share a law share its exponentials and sums.
+    As u <= 1 - 2^-53, u x total rounds below the total: no token after the last possible
+    one is reached.
+    """
+    cumulative = log_law.exp().cumsum(1)
+    depth = (log_law.shape[1] - 1).bit_length()
+    # Rows of 2^depth; the last token needs no entry, all that is not smaller falls to it.
+    table = torch.nn.functional.pad(
+        cumulative[:, :-1], (0, 2**depth - log_law.shape[1] + 1), value=torch.inf
+    ).reshape(-1)
+    threshold = uniform * cumulative[:, -1][node]
+    start = node << depth
+    place = start.clone()
+    for level in reversed(range(depth)):
+        place += (table[place + (2**level - 1)] <= threshold).long() << level
+    return place - start
 
 
 def check_draws(count: int, first_draw: int) -> None:
@@ -81,7 +120,7 @@ def complete_by_laws(
     spec = teacher.spec
     check_draws(count, first_draw)
     check_prefixes(spec, prefixes)
-    dice = Dice(prefixes, stream, first_draw, count)
+    dice = Dice.of(prefixes, stream, first_draw, count)
     rows = prefixes.take(torch.arange(len(prefixes.lengths)).repeat_interleave(count))
     limits = draw_limits(spec, prefixes.lengths, max_tokens).repeat_interleave(count)
     drawn = torch.empty((len(limits), 0), dtype=torch.int64)
@@ -90,7 +129,7 @@ def complete_by_laws(
     position = 0
     while len(alive):
         histories = _joined(rows.take(alive), drawn[alive, :position])
-        tokens = draw(teacher.laws(histories).cpu(), dice.roll(alive, position))
+        tokens = draw(teacher.laws(histories).cpu(), dice.take(alive).roll(position))
         drawn = widened(drawn, position)
         drawn[alive, position] = tokens
         position += 1
@@ -112,13 +151,20 @@ def going(spec: Spec, tokens: Int[Tensor, " rows"]) -> Tensor:
     return torch.ones_like(tokens, dtype=torch.bool) if spec.stop is None else tokens != spec.stop
 
 
-_NO_LIMIT = 2**62
+NO_LIMIT = 2**62  # stands for "until the stop" where limits are whole numbers
 
 
-def draw_limits(spec: Spec, lengths: Tensor, max_tokens: int | None) -> Tensor:
-    """How many tokens may be drawn after each prefix."""
-    found = [sampling_limit(spec, max_tokens, t) for t in lengths.tolist()]
-    return torch.tensor([_NO_LIMIT if room is None else room for room in found])
+def draw_limits(
+    spec: Spec, lengths: Int[Tensor, " batch"], max_tokens: int | None
+) -> Int[Tensor, " batch"]:
+    """How many tokens may be drawn after prefixes of these lengths, at most NO_LIMIT.
+
+    Raises:
+        InputError: where nothing would ever end the completions.
+    """
+    limit = sampling_limit(spec, max_tokens)
+    limits = torch.full_like(lengths, NO_LIMIT if limit is None else limit)
+    return limits if spec.horizon is None else torch.minimum(limits, spec.horizon - lengths)
 
 
 def _joined(prefixes: Prefixes, suffix: Int[Tensor, "rows width"]) -> Prefixes:

@@ -7,15 +7,16 @@
     cache hit          a question that an earlier answer settled; it costs nothing
 
 A budget is reserved before the teacher is asked, so it is never exceeded: a request
-that does not fit raises BudgetExhausted and nothing of it is asked. This ledger
-lives in memory and ends with the process.
+that does not fit raises BudgetExhausted and nothing of it is asked. Completions reserve
+the most that they can cost and are charged what they did cost. An answer that is no
+answer to its request is a TeacherError: nothing of it is kept or counted as received,
+and the question stays charged. This ledger lives in memory and ends with the process.
 
 A view shows a teacher for one purpose at the teacher's own level: counting is done
 by construction, because learners never hold anything else.
 """
 
 import dataclasses
-import math
 import threading
 
 import torch
@@ -23,9 +24,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from myna.errors import BudgetExhausted, TeacherError
-from myna.lowrank.student import Strings, check_strings, sampling_limit
+from myna.lowrank.student import Strings, check_strings
 from myna.spec import Spec
-from myna.teachers.draws import check_draws, complete_by_laws
+from myna.teachers.answers import check_law, checked_completions
+from myna.teachers.drawn import Drawn, Grown, Request
+from myna.teachers.draws import complete_by_laws
 from myna.teachers.oracle import Completions, Laws, Samples, Stream, TopLaw, TopLaws
 from myna.teachers.prefixes import Prefixes, check_prefixes
 
@@ -39,6 +42,11 @@ class Account:
     tokens_sent: int = 0
     tokens_received: int = 0
     cache_hits: int = 0
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens that the teacher generated: those received in completions."""
+        return self.tokens_received
 
     def __add__(self, other: "Account") -> "Account":
         """Field by field."""
@@ -68,11 +76,13 @@ class Budget:
     queries: next-token queries
     completions: completions
     tokens: tokens sent plus tokens received
+    sampled_tokens: tokens received, those that the teacher generated
     """
 
     queries: int | None = None
     completions: int | None = None
     tokens: int | None = None
+    sampled_tokens: int | None = None
 
     def check(self, spent: Account) -> None:
         """Raise BudgetExhausted where an account would exceed a limit."""
@@ -80,6 +90,7 @@ class Budget:
             ("next-token queries", self.queries, spent.next_token_queries),
             ("completions", self.completions, spent.completions),
             ("tokens", self.tokens, spent.tokens_sent + spent.tokens_received),
+            ("sampled tokens", self.sampled_tokens, spent.sampled_tokens),
         ):
             if limit is not None and amount > limit:
                 raise BudgetExhausted(
@@ -93,23 +104,18 @@ class _LawTable:
 
     def __init__(self, num_tokens: int):
         self.rows: dict[bytes, int] = {}
-        self._laws = torch.empty((256, num_tokens), dtype=torch.float64)
+        self._laws = Grown(torch.float64, num_tokens)
 
     def add(self, keys: list[bytes], laws: Float[Tensor, "batch token"]) -> None:
-        """Keep new laws; the matrix doubles where it is full."""
-        start, stop = len(self.rows), len(self.rows) + len(keys)
-        if stop > len(self._laws):
-            grown = torch.empty(
-                (max(stop, 2 * len(self._laws)), laws.shape[1]), dtype=torch.float64
-            )
-            grown[:start] = self._laws[:start]
-            self._laws = grown
-        self._laws[start:stop] = laws
-        self.rows.update(zip(keys, range(start, stop), strict=True))
+        """Keep new laws."""
+        start = len(self.rows)
+        self._laws.append(laws)
+        self.rows.update(zip(keys, range(start, start + len(keys)), strict=True))
 
     def find(self, keys: list[bytes]) -> Float[Tensor, "batch token"]:
         """The laws of prefixes that are all known."""
-        return self._laws[torch.tensor([self.rows[key] for key in keys], dtype=torch.int64)]
+        rows = torch.tensor([self.rows[key] for key in keys], dtype=torch.int64)
+        return self._laws.rows[rows]
 
 
 class Ledger:
@@ -129,13 +135,18 @@ class Ledger:
         self._by_cut: dict[str, Tensor] = {}
         self._laws = _LawTable(teacher.spec.num_tokens)
         self._tops: dict[bytes, TopLaw] = {}
-        self._draws: dict[tuple[bytes, Stream, int | None, int], Tensor] = {}
+        self._drawn = Drawn()
         self._lock = threading.RLock()
 
     @property
     def spec(self) -> Spec:
         """The teacher's spec."""
         return self._teacher.spec
+
+    @property
+    def budget(self) -> Budget:
+        """The limits over all purposes together."""
+        return self._budget
 
     def account(self, purpose: str) -> Account:
         """What one purpose has spent."""
@@ -185,6 +196,22 @@ class Ledger:
         self._budget.check(self.total() + spent)
         self._accounts[purpose] = self.account(purpose) + spent
 
+    def _reserve(self, parts: list[Request]) -> None:
+        """Raise BudgetExhausted where the answers to all parts could exceed the budget."""
+        most = [part.most_received(self.spec) for part in parts]
+        bounded = [tokens for tokens in most if tokens is not None]
+        limited = (self._budget.tokens, self._budget.sampled_tokens) != (None, None)
+        if limited and len(bounded) < len(most):
+            raise BudgetExhausted(
+                "a token budget cannot be kept on completions of unbounded length; say max_tokens"
+            )
+        worst = Account(
+            completions=sum(part.completions for part in parts),
+            tokens_sent=sum(part.tokens_sent for part in parts),
+            tokens_received=sum(bounded),
+        )
+        self._budget.check(self.total() + worst)
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplesView:
@@ -217,17 +244,37 @@ class SamplesView:
         first_draw: int = 0,
     ) -> Completions:
         """Completions from this purpose's stream; those asked before cost nothing."""
-        check_draws(count, first_draw)
+        request = self._request(prefixes, count, stream, max_tokens, first_draw)
+        return _complete(self._ledger, self.purpose, request)
+
+    def fits(
+        self,
+        prefixes: Prefixes,
+        count: int,
+        *,
+        stream: Stream | None = None,
+        max_tokens: int | None = None,
+        first_draw: int = 0,
+    ) -> bool:
+        """Whether `complete` would stay within the budget; nothing is asked or charged."""
+        request = self._request(prefixes, count, stream, max_tokens, first_draw)
+        with self._ledger._lock:
+            try:
+                self._ledger._reserve(self._ledger._drawn.lacking(request))
+            except BudgetExhausted:
+                return False
+        return True
+
+    def _request(
+        self,
+        prefixes: Prefixes,
+        count: int,
+        stream: Stream | None,
+        max_tokens: int | None,
+        first_draw: int,
+    ) -> Request:
         check_prefixes(self.spec, prefixes)
-        return _complete(
-            self._ledger,
-            self.purpose,
-            prefixes,
-            count,
-            stream or self.stream,
-            max_tokens,
-            first_draw,
-        )
+        return Request(prefixes, count, stream or self.stream, max_tokens, first_draw)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,103 +361,23 @@ def _missing(
     return missing
 
 
-def _complete(
-    ledger: Ledger,
-    purpose: str,
-    prefixes: Prefixes,
-    count: int,
-    stream: Stream,
-    max_tokens: int | None,
-    first_draw: int,
-) -> Completions:
-    """Ask for each prefix's missing draws, grouped by how many are missing."""
-    keys = prefixes.keys()
-    wanted = range(first_draw, first_draw + count)
-    with ledger._lock:
-        cache = ledger._draws
-        ask: dict[tuple[int, int], dict[bytes, int]] = {}
-        for row, key in enumerate(keys):
-            lacking = [d for d in wanted if (key, stream, max_tokens, d) not in cache]
-            for start, stop in _runs(lacking):
-                ask.setdefault((start, stop), {})[key] = row
-        asked = sum((stop - start) * len(group) for (start, stop), group in ask.items())
-        hits = count * len(keys) - asked
-        ledger._charge(purpose, Account(cache_hits=hits))
-        for (start, stop), group in ask.items():
-            batch = prefixes.take(torch.tensor(list(group.values())))
-            answer = _ask_draws(ledger, purpose, batch, stop - start, stream, max_tokens, start)
-            for row, key in enumerate(group):
-                for d in range(start, stop):
-                    tokens = answer.tokens[row, d - start]
-                    length = int(answer.lengths[row, d - start])
-                    cache[key, stream, max_tokens, d] = tokens[:length].clone()
-        found = [[cache[key, stream, max_tokens, d] for d in wanted] for key in keys]
-    return _pack(found, count)
-
-
-def _runs(numbers: list[int]) -> list[tuple[int, int]]:
-    """Consecutive runs of a sorted list, as half-open intervals."""
-    runs: list[tuple[int, int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number:
-            runs[-1] = (runs[-1][0], number + 1)
-        else:
-            runs.append((number, number + 1))
-    return runs
-
-
-def _ask_draws(
-    ledger: Ledger,
-    purpose: str,
-    prefixes: Prefixes,
-    count: int,
-    stream: Stream,
-    max_tokens: int | None,
-    first_draw: int,
-) -> Completions:
-    """Reserve the most that the draws can cost, ask, then charge what they did cost."""
-    spec = ledger.spec
-    limits = [sampling_limit(spec, max_tokens, t) for t in prefixes.lengths.tolist()]
-    most = math.inf if None in limits else count * sum(x for x in limits if x is not None)
-    sent = count * int(prefixes.lengths.sum())
-    asked = Account(completions=count * len(limits), tokens_sent=sent)
-    if ledger._budget.tokens is not None:
-        if most == math.inf:
-            raise BudgetExhausted(
-                "a token budget cannot be kept on completions of unbounded length; say max_tokens"
-            )
-        ledger._budget.check(ledger.total() + asked + Account(tokens_received=int(most)))
-    ledger._charge(purpose, asked)
-    answer = ledger._teacher.complete(
-        prefixes, count, stream=stream, max_tokens=max_tokens, first_draw=first_draw
-    )
-    ledger._charge(purpose, Account(tokens_received=int(answer.lengths.sum())))
-    return answer
-
-
-def _pack(found: list[list[Tensor]], count: int) -> Completions:
-    lengths = torch.tensor([[len(t) for t in row] for row in found], dtype=torch.int64)
-    lengths = lengths.reshape(len(found), count)
-    width = int(lengths.max()) if lengths.numel() else 0
-    tokens = torch.full((len(found), count, width), -1, dtype=torch.int64)
-    for i, row in enumerate(found):
-        for j, drawn in enumerate(row):
-            tokens[i, j, : len(drawn)] = drawn
-    return Completions(tokens, lengths)
-
-
-def check_law(prefixes: Prefixes, laws: Float[Tensor, "batch token"]) -> None:
-    """Refuse NaN, and laws whose mass is not one to 1e-6.
+def _complete(ledger: Ledger, purpose: str, request: Request) -> Completions:
+    """Reserve the most that the missing draws can cost, ask, charge what they did cost.
 
     Raises:
-        TeacherError: naming the prefix and what came.
+        BudgetExhausted: before anything is asked, where the whole does not fit.
+        TeacherError: where an answer is none to the request; that question stays charged.
     """
-    mass = laws.exp().sum(1)
-    bad = ~((mass - 1).abs() <= 1e-6)  # NaN compares false, so it is caught too
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0])
-        came = "NaN" if bool(laws[row].isnan().any()) else f"a total of {float(mass[row]):.6g}"
-        raise TeacherError(
-            f"a next-token law must sum to 1, but after prefix {prefixes.rows()[row]} the "
-            f"teacher's has {came}; check the teacher (are these natural-log probabilities?)"
-        )
+    spec = ledger.spec
+    with ledger._lock:
+        parts = ledger._drawn.lacking(request)
+        asked = sum(part.completions for part in parts)
+        ledger._charge(purpose, Account(cache_hits=request.completions - asked))
+        ledger._reserve(parts)
+        for part in parts:
+            sent = Account(completions=part.completions, tokens_sent=part.tokens_sent)
+            ledger._charge(purpose, sent)
+            answer = checked_completions(spec, part, part.ask(ledger._teacher))
+            ledger._charge(purpose, Account(tokens_received=int(answer.lengths.sum())))
+            ledger._drawn.add(part, answer)
+        return ledger._drawn.read(request)

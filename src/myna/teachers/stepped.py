@@ -18,12 +18,11 @@ from myna.lowrank.student import (
     StepInfo,
     Stepper,
     Strings,
-    draw,
     sample_by_steps,
     score_by_steps,
 )
 from myna.spec import Spec
-from myna.teachers.draws import Dice, check_draws, draw_limits, going, widened
+from myna.teachers.draws import Dice, check_draws, draw_at, draw_limits, going
 from myna.teachers.oracle import Completions, Stream, TopLaw, top_of
 from myna.teachers.prefixes import TOKEN_BYTES, Prefixes, check_prefixes, tree_levels
 
@@ -185,6 +184,9 @@ class SteppedTeacher(abc.ABC):
         return sample_by_steps(self, count, generator, max_tokens)
 
 
+_CHUNK = 2**15  # draws stepped together: few enough that their tables stay in cache
+
+
 def complete_by_steps(
     model: Stepper,
     prefixes: Prefixes,
@@ -195,31 +197,74 @@ def complete_by_steps(
     first_draw: int = 0,
 ) -> Completions:
     """Completions drawn by stepping; prefixes of one length are drawn together."""
-    spec = model.spec
     check_draws(count, first_draw)
-    check_prefixes(spec, prefixes)
-    shape = (len(prefixes.lengths), count)
-    drawn = torch.empty((shape[0] * count, 0), dtype=torch.int64)
-    lengths = torch.zeros(shape[0] * count, dtype=torch.int64)
-    dice = Dice(prefixes, stream, first_draw, count)
+    check_prefixes(model.spec, prefixes)
+    limits = draw_limits(model.spec, prefixes.lengths, max_tokens)
+    dice = Dice.of(prefixes, stream, first_draw, count)
+    lengths = torch.zeros(len(limits) * count, dtype=torch.int64)
+    pieces: list[tuple[Tensor, Tensor]] = []
     for length in prefixes.lengths.unique().tolist():
         group = (prefixes.lengths == length).nonzero()[:, 0]
-        state = states_of(model, prefixes.take(group))
-        alive = (group[:, None] * count + torch.arange(count)).reshape(-1)
-        index = torch.arange(len(group)).repeat_interleave(count)
-        state = state.take(index.to(state.vector.device))
-        limit = int(draw_limits(spec, prefixes.lengths[group[:1]], max_tokens)[0])
-        position = 0
-        while len(alive) and position < limit:
-            tokens = draw(model.law(state).cpu(), dice.roll(alive, position))
-            drawn = widened(drawn, position)
-            drawn[alive, position] = tokens
-            position += 1
-            lengths[alive] = position
-            kept = going(spec, tokens).nonzero()[:, 0]
-            alive, tokens = alive[kept], tokens[kept]
-            if len(alive) and position < limit:
-                device = state.vector.device
-                state, _ = model.step(state.take(kept.to(device)), tokens.to(device))
-    width = int(lengths.max()) if len(lengths) else 0
-    return Completions(drawn[:, :width].reshape(*shape, width), lengths.reshape(shape))
+        states = states_of(model, prefixes.take(group))
+        limit = int(limits[group[0]])
+        for chunk in torch.arange(len(group) * count).split(_CHUNK):
+            # Row i * count + j of the group is draw j of its prefix i.
+            member = chunk // count
+            rows = group[member] * count + chunk % count
+            members = torch.arange(int(member[0]), int(member[-1]) + 1)
+            state = states.take(members.to(states.vector.device))
+            tokens, lengths[rows] = _drawn(
+                model, state, member - members[0], dice.take(rows), limit
+            )
+            pieces.append((rows, tokens))
+    width = max((tokens.shape[1] for _, tokens in pieces), default=0)
+    drawn = torch.full((len(lengths), width), -1, dtype=torch.int64)
+    for rows, tokens in pieces:
+        drawn[rows, : tokens.shape[1]] = tokens
+    shape = (len(limits), count)
+    return Completions(drawn.reshape(*shape, width), lengths.reshape(shape))
+
+
+def _drawn(
+    model: Stepper, state: State, node: Int[Tensor, " row"], dice: Dice, limit: int
+) -> Strings:
+    """One completion a row: row i goes on from state node[i], for at most `limit` tokens."""
+    alive = torch.arange(len(node))
+    lengths = torch.zeros_like(alive)
+    columns: list[Tensor] = []
+    while len(alive) and len(columns) < limit:
+        tokens = draw_at(model.law(state).cpu(), node, dice.roll(len(columns)))
+        column = torch.full_like(lengths, -1)
+        column[alive] = tokens
+        columns.append(column)
+        lengths[alive] += 1
+        kept = going(model.spec, tokens)
+        if not bool(kept.all()):
+            alive, node, tokens = alive[kept], node[kept], tokens[kept]
+            dice = dice.take(kept.nonzero()[:, 0])
+        if len(alive) and len(columns) < limit:
+            state, node = _children(model, state, node, tokens)
+    drawn = torch.stack(columns, 1) if columns else lengths.new_empty((len(lengths), 0))
+    return Strings(drawn, lengths)
+
+
+def _children(
+    model: Stepper, state: State, node: Int[Tensor, " row"], tokens: Int[Tensor, " row"]
+) -> tuple[State, Int[Tensor, " row"]]:
+    """The states after one more token, and which of them each row is in.
+
+    Rows that read the same from the same node share the new one, as long as counting
+    nodes costs less than stepping rows; from then on every row has its own.
+    """
+    size = model.spec.num_tokens
+    edge = node * size + tokens
+    if len(state.vector) * size <= len(edge):
+        taken = torch.zeros(len(state.vector) * size, dtype=torch.bool)
+        taken[edge] = True
+        below = (taken.cumsum(0) - 1)[edge]
+        edge = taken.nonzero()[:, 0]
+    else:
+        below = torch.arange(len(edge))
+    device = state.vector.device
+    parents, read = (edge // size).to(device), (edge % size).to(device)
+    return model.step(state.take(parents), read)[0], below

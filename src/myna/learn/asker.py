@@ -1,0 +1,121 @@
+"""Asking for completions, keeping every answer as evidence, and planning what they cost.
+
+Every completion is used whole: each of its tokens is an answer at its own prefix, and all
+answers enter the likelihood. The price of a request is what the budget counts: generated
+tokens, and the prompts too where that is asked.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from myna.learn.evidence import Evidence
+from myna.learn.table import History
+from myna.lowrank.student import Strings
+from myna.teachers.ledger import SamplesView
+from myna.teachers.prefixes import Prefixes
+
+
+class Asker:
+    """A view whose answers are kept, and a purse.
+
+    view: the teacher, charged to one purpose
+    budget: tokens that may be spent, generated ones (and prompts, with `count_prompts`)
+    """
+
+    def __init__(self, view: SamplesView, budget: int, *, count_prompts: bool):
+        """Nothing asked yet."""
+        self._view = view
+        self._budget = budget
+        self._count_prompts = count_prompts
+        self._next: dict[tuple[History, int | None], int] = {}
+        self._parts: list[Evidence] = []
+
+    @property
+    def spec(self):
+        """The teacher's spec."""
+        return self._view.spec
+
+    @property
+    def spent(self) -> int:
+        """Tokens of the budget's kind that this view has spent."""
+        account = self._view.spent()
+        return account.tokens_received + self._count_prompts * account.tokens_sent
+
+    @property
+    def left(self) -> int:
+        """What may still be spent."""
+        return self._budget - self.spent
+
+    def price(self, prompt: int, completion: int) -> int:
+        """The most that one completion of a prompt can cost."""
+        horizon = self.spec.horizon
+        room = completion if horizon is None else min(completion, horizon - prompt)
+        return room + self._count_prompts * prompt
+
+    def ask(
+        self, histories: Sequence[History], count: int, max_tokens: int | None
+    ) -> Int[Tensor, "history draw width"]:
+        """`count` further completions of each history, -1 past their ends.
+
+        Histories of one call that were asked differently often before are asked apart.
+        """
+        groups: dict[int, list[int]] = {}
+        for i, history in enumerate(histories):
+            groups.setdefault(self._next.get((history, max_tokens), 0), []).append(i)
+        found: list[tuple[list[int], Tensor]] = []
+        for first, rows in groups.items():
+            batch = Prefixes.of([histories[i] for i in rows])
+            answer = self._view.complete(batch, count, max_tokens=max_tokens, first_draw=first)
+            self._keep(batch, answer.tokens, answer.lengths)
+            found.append((rows, answer.tokens))
+            for i in rows:
+                self._next[histories[i], max_tokens] = first + count
+        width = max((tokens.shape[2] for _, tokens in found), default=0)
+        result = torch.full((len(histories), count, width), -1, dtype=torch.int64)
+        for rows, tokens in found:
+            result[rows, :, : tokens.shape[2]] = tokens
+        return result
+
+    def strings(self, count: int, max_tokens: int | None) -> Strings:
+        """`count` further completions of the empty history."""
+        tokens = self.ask([()], count, max_tokens)[0]
+        return Strings(tokens, (tokens >= 0).sum(1))
+
+    def _keep(self, prompts: Prefixes, tokens: Tensor, lengths: Tensor) -> None:
+        """Prompt and completion run together, one row a draw, equal rows merged."""
+        batch, count, width = tokens.shape
+        given = prompts.lengths.repeat_interleave(count)
+        head = prompts.tokens.shape[1]
+        rows = torch.full((batch * count, head + width), -1, dtype=torch.int64)
+        rows[:, :head] = prompts.tokens.repeat_interleave(count, 0)
+        columns = given[:, None] + torch.arange(width)
+        rows.scatter_(1, columns, tokens.reshape(batch * count, width))
+        flat = lengths.reshape(-1)
+        self._parts.append(merged(rows, given + flat, given, torch.ones(len(flat)).double()))
+
+    def evidence(self) -> Evidence:
+        """All answers so far, equal rows merged."""
+        width = max(part.tokens.shape[1] for part in self._parts)
+        tokens = [
+            torch.nn.functional.pad(part.tokens, (0, width - part.tokens.shape[1]), value=-1)
+            for part in self._parts
+        ]
+        rest = [torch.cat(column) for column in list(zip(*self._parts, strict=True))[1:]]
+        whole = merged(torch.cat(tokens), *rest)
+        self._parts = [whole]
+        return whole
+
+
+def merged(tokens: Tensor, lengths: Tensor, given: Tensor, counts: Tensor) -> Evidence:
+    """Equal rows (tokens and prompt) once, with their counts added up."""
+    kind = np.int16 if int(tokens.max(initial=0) if False else tokens.amax()) < 2**15 else np.int32
+    table = torch.cat([given[:, None], tokens], 1).numpy().astype(kind)
+    packed = np.ascontiguousarray(table).view(np.dtype((np.void, table.itemsize * table.shape[1])))
+    _, first, inverse = np.unique(packed[:, 0], return_index=True, return_inverse=True)
+    summed = np.bincount(inverse.reshape(-1), weights=counts.numpy(), minlength=len(first))
+    rows = torch.from_numpy(first)
+    return Evidence(tokens[rows], lengths[rows], given[rows], torch.from_numpy(summed))
