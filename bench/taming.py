@@ -1,6 +1,6 @@
 """When does taming the error pay? Error against length, for each set K and divergence.
 
-    python bench/taming.py
+    python bench/taming.py       (two processes; about 16 minutes on two shared cores)
 
 An exact stationary copy is spoiled as N samples would spoil it, then runs along strings of
 the teacher; at each position the total variation between its next-token law and the

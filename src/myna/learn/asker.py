@@ -112,7 +112,7 @@ class Asker:
 
 def merged(tokens: Tensor, lengths: Tensor, given: Tensor, counts: Tensor) -> Evidence:
     """Equal rows (tokens and prompt) once, with their counts added up."""
-    kind = np.int16 if int(tokens.max(initial=0) if False else tokens.amax()) < 2**15 else np.int32
+    kind = np.int16 if tokens.numel() and int(tokens.max()) < 2**15 else np.int32
     table = torch.cat([given[:, None], tokens], 1).numpy().astype(kind)
     packed = np.ascontiguousarray(table).view(np.dtype((np.void, table.itemsize * table.shape[1])))
     _, first, inverse = np.unique(packed[:, 0], return_index=True, return_inverse=True)

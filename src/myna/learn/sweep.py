@@ -29,10 +29,16 @@ _SHORT_FUTURES = 1100  # most short futures in a table
 _CLASSES = 100  # most classes of plain draws in a table
 _EXTRA = 8  # histories of plain draws in each table
 _LEAST_CLASS = 30  # plain draws that make a class
+_LEAST_MASS = 0.2  # coefficients that sum to less are no law's
 
 
 class Rows:
-    """The answers about the histories at one cut."""
+    """The answers about the histories at one cut.
+
+    short: by history, counts of short futures
+    deep: by history and word, next-token counts after both
+    words: futures that checking asked for, closed under prefixes
+    """
 
     def __init__(self) -> None:
         self.short: dict[History, Tensor] = {}
@@ -47,7 +53,10 @@ class CutBasis:
     histories: the spanner
     laws: (rank, token), next-token laws of the spanner, positive
     coefficients: by history, over the spanner; they sum to one
+    convex: the same, each a convex combination
     rank: the evidence for the rank
+    draws: completions a history, the median
+    rows: histories with draws of their own
     """
 
     histories: tuple[History, ...]
@@ -57,23 +66,32 @@ class CutBasis:
     rank: NoisyRank
     draws: float
     rows: int
-    columns: int
 
 
 class Surveyor:
     """Fills tables and reads bases off them."""
 
-    def __init__(self, asker: Asker, plain: Strings, generator: torch.Generator, *, level: float, max_rank: int, spanner_bound: float, look: int | None = None):
-        self._asker, self._plain = asker, plain
-        self._generator = generator
+    def __init__(
+        self,
+        asker: Asker,
+        plain: Strings,
+        *,
+        level: float,
+        max_rank: int,
+        spanner_bound: float,
+    ):
+        """Decide how far tables look: as far as the number of short futures allows."""
+        self._asker, self.plain = asker, plain
         self._level, self._max_rank, self._bound = level, max_rank, spanner_bound
         o = asker.spec.num_tokens
-        self.look = look or max(k for k in (1, 2, 3) if k == 1 or (o + 1) ** k <= _SHORT_FUTURES)
+        longest = asker.spec.horizon or 3
+        looks = [k for k in (1, 2, 3) if k <= max(1, longest // 2)]
+        self.look = max(k for k in looks if k == 1 or (o + 1) ** k <= _SHORT_FUTURES)
         self.suffix = max(k for k in (1, 2, 3, 4, 5, 6) if k == 1 or o**k <= _CLASSES)
 
-    # -- asking
-
-    def measure(self, rows: Rows, histories: Sequence[History], purse: float, deep_purse: float) -> None:
+    def measure(
+        self, rows: Rows, histories: Sequence[History], purse: float, deep_purse: float
+    ) -> None:
         """Draws for the histories that have none, within a purse; then the words'."""
         spec = self._asker.spec
         new = [h for h in histories if h not in rows.short]
@@ -107,56 +125,87 @@ class Surveyor:
             return bool(rows.short[history].reshape(o + 1, -1).sum(1)[word[0]] > 0)
         return bool(rows.deep[history, word[:-1]][word[-1]] > 0)
 
-    def classes(self, cuts: Sequence[int], suffix: int | None = None) -> Float[Tensor, "klass future"]:
-        """Short-future counts of classes of plain draws that end alike, over some cuts."""
-        o, keys, codes = self._asker.spec.num_tokens, [], []
+    def classes(
+        self, cuts: Sequence[int], suffix: int
+    ) -> Float[Tensor, "class future"]:
+        """Short-future counts of classes of plain draws that end alike, over some cuts.
+
+        Over several cuts only those count at which a history has `suffix` tokens.
+        """
+        o, look = self._asker.spec.num_tokens, self.look
+        horizon = self._asker.spec.horizon or self.plain.tokens.shape[1]
+        keys, codes = [], []
         for t in cuts:
-            reach = self._plain.lengths >= min(t + self.look, self._asker.spec.horizon or 10**9)
-            tokens = self._plain.tokens[reach]
-            k = min(self.suffix if suffix is None else suffix, t)
-            keys.append(short_codes(tokens[:, t - k : t], k, o) if k else torch.zeros(len(tokens), dtype=torch.int64))
-            codes.append(short_codes(tokens[:, t : t + self.look], self.look, o))
+            k = min(suffix, t)
+            if len(cuts) > 1 and k < suffix:
+                continue
+            tokens = self.plain.tokens[self.plain.lengths >= min(t + 1, horizon)]
+            keys.append(short_codes(tokens[:, t - k : t], k, o))
+            codes.append(short_codes(tokens[:, t : t + look], look, o))
+        size = (o + 1) ** look
+        if not keys:
+            return torch.zeros(0, size).double()
         key, code = torch.cat(keys), torch.cat(codes)
         kinds, inverse, counts = key.unique(return_inverse=True, return_counts=True)
-        top = counts.argsort(descending=True)[:_CLASSES]
+        top = counts.argsort(descending=True, stable=True)[:_CLASSES]
         top = top[counts[top] >= _LEAST_CLASS]
         place = torch.full((len(kinds),), -1)
         place[top] = torch.arange(len(top))
         which = place[inverse]
-        size = (o + 1) ** self.look
-        flat = torch.bincount(which[which >= 0] * size + code[which >= 0], minlength=len(top) * size)
-        return flat.reshape(len(top), size).double()
+        flat = which[which >= 0] * size + code[which >= 0]
+        return torch.bincount(flat, minlength=len(top) * size).reshape(len(top), size).double()
 
     def sampled_histories(self, cut: int, count: int = _EXTRA) -> list[History]:
         """Prefixes of plain draws at a cut: the first ones, always the same."""
-        reach = self._plain.lengths > cut
-        rows = self._plain.tokens[reach][: 4 * count, :cut].tolist()
+        reach = self.plain.lengths > cut
+        rows = self.plain.tokens[reach][: 4 * count, :cut].tolist()
         return list(dict.fromkeys(tuple(row) for row in rows))[:count]
 
-    # -- reading
-
-    def basis(self, rows: Rows, histories: list[History], classes: Tensor, preferred: Sequence[History], coarse: Sequence[Tensor] = ()) -> CutBasis:
+    def basis(
+        self,
+        rows: Rows,
+        histories: list[History],
+        cuts: Sequence[int],
+        preferred: Sequence[History],
+    ) -> CutBasis:
         """Rank, factors, spanner and coefficients of one table."""
         o = self._asker.spec.num_tokens
-        short = torch.cat([torch.stack([rows.short[h] for h in histories]), classes])
-        deep = torch.stack([torch.stack([rows.deep[h, w] for h in histories]) for w in rows.words]) if rows.words else torch.zeros(0, len(histories), o).double()
+        finest, *coarser = [self.classes(cuts, k) for k in range(self.suffix, 0, -1)]
+        short = torch.cat([torch.stack([rows.short[h] for h in histories]), finest])
+        deep = torch.zeros(len(rows.words), len(histories), o).double()
+        for j, word in enumerate(rows.words):
+            deep[j] = torch.stack([rows.deep[h, word] for h in histories])
         found = sketch(CutTable(histories, short, rows.words, deep))
         n = len(histories)
-        rank = self._rank(short, found, n, coarse)
+        rank = self._rank(short, found, n, coarser)
         mass = torch.ones(len(short), 1).double()
         values = torch.cat([found.values, mass], 1)
         spread = torch.cat([found.spread, 0.1 * found.spread[:, :1]], 1)
-        left, right = weighted_factors(values, spread, max(1, rank.rank))
-        place = {h: i for i, h in enumerate(histories)}
-        start = torch.tensor([place[h] for h in preferred if h in place], dtype=torch.int64)
-        spanner = barycentric_spanner(left[:n], bound=self._bound, tolerance=1e-6, max_rank=left.shape[1], preferred=start)
-        chosen = spanner.indices
+        left, _ = weighted_factors(values, spread, max(1, min(rank.rank, n)))
+        chosen = self._spanner(left[:n], histories, preferred)
         c = torch.linalg.lstsq(left[chosen].T, left[:n].T).solution.T
         total = c.sum(1, keepdim=True)
-        c = torch.where(total.abs() > 0.2, c / total, torch.full_like(c, 1 / c.shape[1]))
+        c = torch.where(total.abs() > _LEAST_MASS, c / total, 1 / c.shape[1])
         inside = convex_coefficients(left[:n], left[chosen])
-        laws = self._laws(short[:n], c, chosen)
-        return CutBasis(tuple(histories[i] for i in chosen.tolist()), laws, dict(zip(histories, c.unbind(0), strict=True)), dict(zip(histories, inside.unbind(0), strict=True)), rank, float(short[:n].sum(1).median()), n, values.shape[1])
+        return CutBasis(
+            histories=tuple(histories[i] for i in chosen.tolist()),
+            laws=self._laws(short[:n], c, chosen),
+            coefficients=dict(zip(histories, c.unbind(0), strict=True)),
+            convex=dict(zip(histories, inside.unbind(0), strict=True)),
+            rank=rank,
+            draws=float(short[:n].sum(1).median()),
+            rows=n,
+        )
+
+    def _spanner(
+        self, left: Tensor, histories: list[History], preferred: Sequence[History]
+    ) -> Tensor:
+        place = {h: i for i, h in enumerate(histories)}
+        start = torch.tensor([place[h] for h in preferred if h in place], dtype=torch.int64)
+        found = barycentric_spanner(
+            left, bound=self._bound, tolerance=1e-6, max_rank=left.shape[1], preferred=start
+        )
+        return found.indices
 
     def _rank(self, short: Tensor, found: Sketch, histories: int, coarse: Sequence[Tensor]) -> NoisyRank:
         """The largest rank that stands out at any resolution of rows and of futures."""

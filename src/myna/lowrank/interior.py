@@ -292,8 +292,8 @@ def _coupled(
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
     """Solver of the system of size 2 rank + 1 that the module shows, scaled to unit diagonal."""
     assert k.vertices is not None
-    rank, inverse = len(k.sketch), diagonal.reciprocal()
-    vertices, extended = k.vertices, k.extended
+    rank, inverse, extended = len(k.sketch), diagonal.reciprocal(), k.extended
+    vertices = k.vertices
     matrix = weight.new_zeros((len(weight), 2 * rank + 1, 2 * rank + 1))
     matrix[:, :rank, :rank] = symmetric(weight @ k.sketch_products, rank)
     matrix[:, rank:, rank:] = symmetric(inverse @ k.vertex_products, rank + 1)

@@ -22,16 +22,16 @@ shortened, and a pseudo-count on every basis law keeps those laws inside the sim
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from myna.lowrank.batch import alive_counts, apply_in_order, order_by_token
+from myna.lowrank.batch import apply_in_order
 
 
 class Operators(NamedTuple):
@@ -46,18 +46,31 @@ class Operators(NamedTuple):
     steps: tuple[Float[Tensor, "token _ _"], ...]
 
 
-_CHUNK = 8192  # rows worked on together: their states stay in the cache
+_BLOCK = 32768  # evidence rows in one tree: their states stay near the cache
+
+
+class Level(NamedTuple):
+    """The distinct prefixes of one length, sorted by their last token.
+
+    parents: (node,), indices into the level above
+    counts: how many nodes end in token 0, 1, ...
+    reads: (node,), draws that produced the node's last token (not prompts)
+    """
+
+    parents: Int[Tensor, " node"]
+    counts: list[int]
+    reads: Float[Tensor, " node"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Weighted strings with prompts, in chunks, each longest first.
+    """Evidence as prefix trees, shared prefixes once.
 
-    chunks: independent parts of the rows
-    tokens: weighted completion tokens, the unit of a mean log-likelihood
+    trees: independent parts
+    tokens: generated tokens, the unit of a mean log-likelihood
     """
 
-    chunks: tuple["Chunk", ...]
+    trees: tuple[tuple[Level, ...], ...]
     tokens: float
 
     @staticmethod
@@ -65,92 +78,66 @@ class Rows:
         tokens: Int[Tensor, "row width"],
         lengths: Int[Tensor, " row"],
         given: Int[Tensor, " row"],
-        weights: Float[Tensor, " row"],
+        counts: Float[Tensor, " row"],
     ) -> "Rows":
-        """Sort rows by length; rows without a completion are dropped."""
+        """Rows tokens[i, : lengths[i]] of which the first given[i] were the prompt."""
         kept = (lengths > given).nonzero()[:, 0]
-        order = kept[torch.argsort(lengths[kept], descending=True, stable=True)]
-        chunks = tuple(
-            Chunk.of(tokens[part], lengths[part], given[part], weights[part])
-            for part in order.split(_CHUNK)
+        order = kept[torch.from_numpy(np.lexsort(tokens[kept].cpu().numpy().T[::-1])).to(kept)]
+        trees = tuple(
+            _tree(tokens[part], lengths[part], given[part], counts[part])
+            for part in order.split(_BLOCK)
         )
-        return Rows(chunks, float((weights * (lengths - given)).sum()))
+        return Rows(trees, float((counts * (lengths - given)).sum()))
 
 
-@dataclasses.dataclass(frozen=True)
-class Chunk:
-    """Rows with their tokens sorted at every position, once for all evaluations.
-
-    given: (row,), tokens of the prompt
-    weights: (row,)
-    orders: at each position, the rows that have a token there sorted by it
-    counts: at each position, how many of each token
-    backs: at each position, the inverse of the order
-    ends: at each position t, whether the prompt is x_1 .. x_t, or None where no row's is
-    """
-
-    given: Int[Tensor, " row"]
-    weights: Float[Tensor, " row"]
-    orders: tuple[Int[Tensor, " alive"], ...]
-    counts: tuple[list[int], ...]
-    backs: tuple[Int[Tensor, " alive"], ...]
-
-    @staticmethod
-    def of(
-        tokens: Int[Tensor, "row width"],
-        lengths: Int[Tensor, " row"],
-        given: Int[Tensor, " row"],
-        weights: Float[Tensor, " row"],
-    ) -> "Chunk":
-        """Rows longest first."""
-        columns = tokens.T.contiguous()
-        num_tokens = int(tokens.max()) + 1
-        orders, counts, backs = [], [], []
-        for t, alive in enumerate(alive_counts(lengths, len(columns))):
-            order, count = order_by_token(columns[t, :alive], num_tokens)
-            back = torch.empty_like(order)
-            back[order] = torch.arange(alive, device=order.device)
-            orders.append(order)
-            counts.append(count)
-            backs.append(back)
-        return Chunk(given, weights, tuple(orders), tuple(counts), tuple(backs))
+def _tree(tokens: Tensor, lengths: Tensor, given: Tensor, counts: Tensor) -> tuple[Level, ...]:
+    """Level by level: a node is a distinct pair (last token, parent)."""
+    levels, node, above = [], torch.zeros_like(lengths), 1
+    for t in range(int(lengths.max())):
+        alive = lengths > t
+        tokens, lengths, given, counts, node = (
+            part[alive] for part in (tokens, lengths, given, counts, node)
+        )
+        keys, node = torch.unique(tokens[:, t] * above + node, return_inverse=True)
+        reads = torch.bincount(node, counts * (given <= t), minlength=len(keys))
+        ends_in = torch.bincount(keys // above).tolist()
+        levels.append(Level(keys % above, ends_in, reads))
+        above = len(keys)
+    return tuple(levels)
 
 
 def log_likelihood(operators: Operators, rows: Rows) -> tuple[float, Operators]:
-    """Weighted log-likelihood (nats) and its plain gradient, in the operators' shape.
+    """Log-likelihood (nats) and its plain gradient, in the operators' shape.
 
-    -inf, with an unfinished gradient, where any row has probability <= 0.
+    -inf, with an unfinished gradient, where any answer has probability <= 0.
     """
     gradient = Operators(
         torch.zeros_like(operators.first), tuple(torch.zeros_like(s) for s in operators.steps)
     )
     total = 0.0
-    for chunk in rows.chunks:
-        forward, chances = _forward(operators, chunk)
-        smallest = min(float(chance.min()) for chance in chances)
-        if not smallest > 0:
-            return -math.inf, gradient
-        for t, chance in enumerate(chances):
-            seen = chunk.weights[: len(chance)] * (chunk.given[: len(chance)] <= t)
-            total += float(seen @ chance.log())
-        _backward(operators, chunk, forward, chances, gradient)
+    for tree in rows.trees:
+        states, chances = _forward(operators, tree)
+        for level, chance in zip(tree, chances, strict=True):
+            if not float(chance.min()) > 0:
+                return -math.inf, gradient
+            total += float(level.reads @ chance.log())
+        _backward(operators, tree, states, chances, gradient)
     return total, gradient
 
 
-def _forward(operators: Operators, chunk: Chunk) -> tuple[list[Tensor], list[Tensor]]:
-    """a_t before each token, sorted by the token, and the token's chance q, unsorted."""
-    state = operators.first.expand(len(chunk.given), -1)
+def _forward(
+    operators: Operators, tree: Sequence[Level]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """a of every node's parent, in the node's place, and the chance q of its token."""
+    state = operators.first[None]
     states, chances = [], []
-    for t, (order, counts, back) in enumerate(
-        zip(chunk.orders, chunk.counts, chunk.backs, strict=True)
-    ):
+    for t, level in enumerate(tree):
         step = operators.steps[min(t, len(operators.steps) - 1)]
-        state = state[order]
-        states.append(state)
-        moved = state.new_empty((len(order), step.shape[2]))
-        apply_in_order(step, state, counts, moved)
-        moved = moved[back]
+        before = state[level.parents]
+        moved = before.new_empty((len(before), step.shape[2]))
+        apply_in_order(step, before, level.counts, moved)
         chance = moved.sum(1)
+        states.append(before)
         chances.append(chance)
         state = moved / chance.clamp(min=torch.finfo(chance.dtype).tiny)[:, None]
     return states, chances
@@ -158,44 +145,59 @@ def _forward(operators: Operators, chunk: Chunk) -> tuple[list[Tensor], list[Ten
 
 def _backward(
     operators: Operators,
-    chunk: Chunk,
-    forward: list[Tensor],
+    tree: Sequence[Level],
+    states: list[Tensor],
     chances: list[Tensor],
     gradient: Operators,
-    moments: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None,
+    moments: tuple[list[Tensor], list[Tensor]] | None = None,
 ) -> None:
-    """Add the chunk's part of the gradient (and of Fisher's factors), last position first."""
-    backward = None
-    for t in reversed(range(len(chunk.orders))):
-        order, which = chunk.orders[t], min(t, len(operators.steps) - 1)
-        step, into = operators.steps[which], gradient.steps[which]
-        # 1. b_t+1 of rows that go on, and ones for rows that end here
-        started = 0 if backward is None else len(backward)
-        after = step.new_ones((len(order), step.shape[2]))
-        if backward is not None:
-            after[:started] = backward
-        after = after[order]
-        after /= chances[t][order][:, None]
-        weighted = forward[t] * chunk.weights[order][:, None]
-        # 2. a_t (x) b_t+1 / q, token by token;   3. b_t = A b_t+1 / q
-        moved = after.new_empty((len(order), step.shape[1]))
+    """Add the tree's part of the gradient (and of Fisher's factors), last level first.
+
+    With u = a A_o, q = u 1, a' = u / q and g = d l / d a':  d l / d u = (g + (reads - a' g) 1) / q.
+    """
+    behind = None
+    for t in reversed(range(len(tree))):
+        level, which = tree[t], min(t, len(operators.steps) - 1)
+        step, into, before = operators.steps[which], gradient.steps[which], states[t]
+        # 1. b = d l / d u at every node
+        bent = level.reads[:, None].expand(-1, step.shape[2])
+        if behind is not None:
+            bent = behind + bent
+        bent = bent / chances[t][:, None]
+        # 2. a (x) b, token by token;   3. A b, added up over the children of each parent
+        moved = before.new_empty((len(before), step.shape[1]))
         start = 0
-        for token, number in enumerate(chunk.counts[t]):
+        for token, number in enumerate(level.counts):
             if number:
                 part = slice(start, start + number)
-                into[token].addmm_(weighted[part].T, after[part])
+                into[token].addmm_(before[part].T, bent[part])
+                torch.mm(bent[part], step[token].T, out=moved[part])
                 if moments is not None:
-                    share = chunk.weights[order][part]
-                    moments[0][which][token] += weighted[part].T @ forward[t][part]
-                    moments[1][which][token] += (after[part] * share[:, None]).T @ after[part]
-                    moments[2][which][token] += share.sum()
-                torch.mm(after[part], step[token].T, out=moved[part])
+                    _add_moments(moments, which, token, before[part], bent[part], level.reads[part])
                 start += number
-        backward = moved[chunk.backs[t]]
-        # 4. at the end of the prompt its own probability is divided out
-        if t > 0:
-            backward -= (chunk.given[: len(order)] == t)[:, None].to(backward.dtype)
-    gradient.first.add_(chunk.weights @ backward)
+        parents = tree[t - 1] if t else None
+        size = len(parents.parents) if parents is not None else 1
+        behind = before.new_zeros((size, step.shape[1])).index_add_(0, level.parents, moved)
+        # 4. a' of the parent sums to one: the part of g along it changes nothing
+        if t:
+            own = before.new_zeros(size).index_add_(0, level.parents, (before * moved).sum(1))
+            behind -= own[:, None]
+    if behind is not None:
+        gradient.first.add_(behind[0])
+
+
+def _add_moments(
+    moments: tuple[list[Tensor], list[Tensor]],
+    which: int,
+    token: int,
+    before: Tensor,
+    bent: Tensor,
+    reads: Tensor,
+) -> None:
+    """sum reads a a^T, and sum b b^T / reads where there are any."""
+    left, right = moments
+    left[which][token].addmm_((before * reads[:, None]).T, before)
+    right[which][token].addmm_((bent / reads.clamp(min=1.0)[:, None]).T, bent)
 
 
 def with_pseudo_counts(
@@ -227,35 +229,29 @@ class Fisher(NamedTuple):
 
 
 def fisher(operators: Operators, rows: Rows, ridge: float = 1e-3) -> Fisher:
-    """The approximate information at a model, inverted, in units of one weighted token.
+    """The approximate information at a model, inverted, in units of one generated token.
 
     ridge: added to each factor, as a share of its mean eigenvalue
     """
-    left = [
-        torch.zeros(*s.shape[:2], s.shape[1], dtype=s.dtype, device=s.device)
-        for s in operators.steps
-    ]
-    right = [
-        torch.zeros(s.shape[0], s.shape[2], s.shape[2], dtype=s.dtype, device=s.device)
-        for s in operators.steps
-    ]
-    mass = [torch.zeros(len(s), dtype=s.dtype, device=s.device) for s in operators.steps]
+    left = [s.new_zeros(s.shape[0], s.shape[1], s.shape[1]) for s in operators.steps]
+    right = [s.new_zeros(s.shape[0], s.shape[2], s.shape[2]) for s in operators.steps]
     scratch = Operators(
         torch.zeros_like(operators.first), tuple(torch.zeros_like(s) for s in operators.steps)
     )
-    for chunk in rows.chunks:
-        forward, chances = _forward(operators, chunk)
-        _backward(operators, chunk, forward, chances, scratch, (left, right, mass))
+    for tree in rows.trees:
+        states, chances = _forward(operators, tree)
+        _backward(operators, tree, states, chances, scratch, (left, right))
+    mass = [blocks.diagonal(dim1=1, dim2=2).sum(1) for blocks in left]
     return Fisher(
         tuple(
-            _inverted(a, m, ridge) * m.clamp(min=1.0)[:, None, None]
+            _inverted(a, ridge) * m.clamp(min=1.0)[:, None, None]
             for a, m in zip(left, mass, strict=True)
         ),
-        tuple(_inverted(b, m, ridge) * rows.tokens for b, m in zip(right, mass, strict=True)),
+        tuple(_inverted(b, ridge) * rows.tokens for b in right),
     )
 
 
-def _inverted(blocks: Tensor, mass: Tensor, ridge: float) -> Tensor:
+def _inverted(blocks: Tensor, ridge: float) -> Tensor:
     """(block + ridge)^-1; blocks that no evidence touches become the identity over mass."""
     size = blocks.shape[1]
     level = blocks.diagonal(dim1=1, dim2=2).mean(1) * ridge + 1e-3
@@ -399,12 +395,12 @@ def floored(operators: Operators, share: float) -> Operators:
 
 
 def visits(operators: Operators, rows: Rows) -> list[Float[Tensor, " rank"]]:
-    """How often each coefficient is in use at each step: sum of weights x a_t."""
+    """How often each coefficient is in use at each step: sum of reads x a."""
     found = [a.new_zeros(a.shape[1]) for a in operators.steps]
-    for chunk in rows.chunks:
-        forward, _ = _forward(operators, chunk)
-        for t, state in enumerate(forward):
-            found[min(t, len(found) - 1)] += chunk.weights[chunk.orders[t]] @ state
+    for tree in rows.trees:
+        states, _ = _forward(operators, tree)
+        for t, (level, state) in enumerate(zip(tree, states, strict=True)):
+            found[min(t, len(found) - 1)] += level.reads @ state
     return found
 
 

@@ -125,13 +125,7 @@ def project(
         InputError: for a target of another width than the sketch, not in float64, or a
             tolerance that double precision cannot reach.
     """
-    if targets.shape[1] != k.sketch.shape[1] or targets.dtype != torch.float64:
-        raise InputError(
-            f"targets must be float64 with {k.sketch.shape[1]} futures, as the sketch has; "
-            f"got {targets.dtype} with {targets.shape[1]}"
-        )
-    if not 1e-13 <= tolerance < 1:
-        raise InputError(f"the tolerance must lie in [1e-13, 1), got {tolerance}")
+    _check(targets, k, tolerance)
     good = torch.isfinite(targets).all(1)
     if divergence is Divergence.KL:
         good &= (targets >= 0).all(1)
@@ -153,6 +147,17 @@ def project(
             _write(result, rest, chosen, targets[rest], k, divergence, tolerance)
             part = part[result.status[part] == Status.STALLED]
     return result
+
+
+def _check(targets: Float[Tensor, "batch future"], k: Polytope, tolerance: float) -> None:
+    """Refuse what no projection of this set can take."""
+    if targets.shape[1] != k.sketch.shape[1] or targets.dtype != torch.float64:
+        raise InputError(
+            f"targets must be float64 with {k.sketch.shape[1]} futures, as the sketch has; "
+            f"got {targets.dtype} with {targets.shape[1]}"
+        )
+    if not 1e-13 <= tolerance < 1:
+        raise InputError(f"the tolerance must lie in [1e-13, 1), got {tolerance}")
 
 
 def _uniform(

@@ -1,0 +1,278 @@
+"""The learner from conditional samples alone: only completions are asked.
+
+    plain     whole strings of the teacher; every token is an answer at its own prefix
+    survey    tables of histories against futures; rank from the noise, spanner, change of
+              basis (`survey`, `sweep`, `cut_table`)
+    refine    maximum likelihood over all answers, from the spanner's copy (`refine`)
+    check     fresh prefixes on another stream; a contradicted prefix names longer futures,
+              and the tables are read again (`check`)
+    finish    what is left of the budget buys plain strings; survey and refine once more
+
+Source: Liu and Moitra (arXiv 2411.07536): poly(O, H, S, 1 / eps) conditional samples
+learn any low-rank model, with no fidelity or full-rank assumption. Every idea is kept and
+every constant replaced by a measured choice. We differ in refining by likelihood, in
+futures that grow where checking demands it, and in that a copy with one basis per cut may
+start at the stationary copy, where held-out strings are better explained by that one.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import torch
+
+from myna.errors import InputError
+from myna.learn.asker import Asker
+from myna.learn.check import Check, check_copy
+from myna.learn.refine import Refined, held_out_nats, low_rank, refine, unrolled
+from myna.learn.report import Structure
+from myna.learn.sampled_report import (
+    Kind,
+    Projection,
+    SampledReport,
+    SampledResult,
+    SampledSettings,
+)
+from myna.learn.survey import Survey
+from myna.lowrank.basis_sketch import basis_sketch, sampled_coefficients
+from myna.lowrank.divergence import Divergence
+from myna.lowrank.model import LowRankModel
+from myna.lowrank.projected import ProjectedModel
+from myna.lowrank.region import Box, Hull, Region, Truncate, fraction_outside
+from myna.lowrank.student import Strings, Student
+from myna.teachers.ledger import Ledger
+
+_LEAST_STRINGS = 50  # plain strings without which nothing useful can be said
+_HELD_OUT = 0.3  # of the check's tokens: whole strings; the rest are next tokens
+_TRUNCATED_AT = 2.0  # the spanner bound: exact coefficients over a spanner are no larger
+_HULL_POINTS, _FRESH_POINTS = 200, 100  # histories that make a hull, and that judge it
+_LEAST_HORIZON = 8  # tokens from which one basis for all cuts is tried beside
+_POOLED = 0.05  # share of the budget for that table
+_STATIONARY_TOKENS = 20  # lengths of histories in a stationary hull
+_SKETCH_EACH, _SKETCH_TOKENS = 16, 3  # futures a basis history, tokens a future
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledProgress:
+    """Where learning stands, for whoever shows it.
+
+    stage: "plain", "survey", "refine" or "check"
+    round: times that tables were read
+    rank: the largest rank over the cuts
+    tokens: of the budget, spent
+    """
+
+    stage: str
+    round: int
+    rank: int
+    tokens: int
+
+
+def learn_sampled(
+    ledger: Ledger,
+    settings: SampledSettings,
+    generator: torch.Generator,
+    progress: Callable[[SampledProgress], None] = lambda _: None,
+) -> SampledResult:
+    """Learn a copy of the ledger's teacher from completions.
+
+    ledger: asked for samples only, on the streams "learn" and "check"
+    generator: orders the evidence, and draws the sets K
+
+    Raises:
+        InputError: where the budget is too small for anything useful, or the structure
+            cannot fit the teacher.
+        TeacherError: where an answer is no completion.
+    """
+    started = time.perf_counter()
+    run = _Run(ledger, settings, generator, progress)
+    refined, check = run.learn()
+    model = run.copy(refined)
+    student, outside = _projected(model, settings.projection, generator)
+    total = ledger.total()
+    report = SampledReport(
+        reason=_reason(check),
+        structure=run.structure,
+        rounds=run.survey.rounds,
+        cuts=run.survey.reports(),
+        check=check.report,
+        mean_log_likelihood=held_out_nats(model, run.held_out),
+        stages=refined.stages,
+        outside=outside,
+        accounts=ledger.accounts(),
+        sampled_tokens=total.sampled_tokens,
+        prompt_tokens=total.tokens_sent,
+        seconds=time.perf_counter() - started,
+    )
+    return SampledResult(student, report)
+
+
+class _Run:
+    """One run: the purses, the answers, the tables."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        settings: SampledSettings,
+        generator: torch.Generator,
+        progress: Callable[[SampledProgress], None],
+    ):
+        spec = ledger.spec
+        self.settings, self.generator, self.progress = settings, generator, progress
+        self.structure = settings.structure or (
+            Structure.STATIONARY if spec.horizon is None else Structure.TIME_VARYING
+        )
+        self.limit = None if spec.horizon is not None else settings.max_tokens
+        self.length = spec.horizon or settings.max_tokens
+        check = int(settings.check * settings.budget)
+        prompts = settings.count_prompts
+        self.asker = Asker(ledger.samples("learn"), settings.budget - check, count_prompts=prompts)
+        self.checker = Asker(ledger.samples("check"), check, count_prompts=prompts)
+        self._refuse_small()
+        self._tell("plain", None)
+        self.plain = self._strings(self.asker, int(settings.plain * settings.budget))
+        self.held_out = self._strings(self.checker, int(_HELD_OUT * check))
+        self.survey = Survey(self.asker, self.plain, settings, self.structure)
+
+    def _refuse_small(self) -> None:
+        least = _LEAST_STRINGS * self.length / min(self.settings.plain, 1.0)
+        if self.settings.budget < least:
+            raise InputError(
+                f"a budget of {self.settings.budget:,} tokens is too small: {_LEAST_STRINGS} whole "
+                f"strings of up to {self.length} tokens and their tables take about "
+                f"{int(least) + 1:,}; raise the budget"
+            )
+
+    def _strings(self, asker: Asker, purse: int) -> Strings:
+        """Plain strings worth a purse; where lengths vary, batch by batch until it is spent."""
+        end, found = asker.spent + purse, None
+        while found is None or asker.spent + self.length <= end:
+            count = max(1, (end - asker.spent) // self.length)
+            more = asker.strings(count, self.limit)
+            found = more if found is None else _joined(found, more)
+        return found
+
+    def _tell(self, stage: str, survey: Survey | None) -> None:
+        rank, rounds = (survey.rank, survey.rounds) if survey else (1, 0)
+        self.progress(SampledProgress(stage, rounds, rank, self.asker.spent + self.checker.spent))
+
+    def learn(self) -> tuple[Refined, Check]:
+        """Rounds of survey, refine and check, then the last one with all that is left."""
+        settings = self.settings
+        purse = int((1 - _HELD_OUT) * self.checker.left / (settings.max_rounds + 1))
+        for last in [*[False] * (settings.max_rounds - 1), True]:
+            refined = self._round()
+            self._tell("check", self.survey)
+            check = check_copy(self.checker, self.copy(refined), self.held_out, purse)
+            new = [self.survey.add_word(string) for string in check.contradicted[:2]]
+            if last or not any(new):
+                break
+        self._spend_rest()
+        refined = self._with_stationary(self._round())
+        self._tell("check", self.survey)
+        return refined, check_copy(self.checker, self.copy(refined), self.held_out, purse)
+
+    def _round(self) -> Refined:
+        self._tell("survey", self.survey)
+        self.survey.read()
+        self._tell("refine", self.survey)
+        return self._refined(self.survey)
+
+    def _refined(self, survey: Survey) -> Refined:
+        spec, evidence = self.asker.spec, self.asker.evidence()
+        start = survey.operators(1.0)
+        if not self.settings.refine:
+            raw = low_rank(survey.operators(0.0), spec)
+            return Refined(survey.operators(0.0), (("spanner", held_out_nats(raw, self.held_out)),))
+        return refine(start, evidence, self.held_out, spec, self.generator)
+
+    def _with_stationary(self, refined: Refined) -> Refined:
+        """For one basis per cut: the stationary copy instead, where held-out strings prefer it."""
+        spec, settings = self.asker.spec, self.settings
+        short = spec.horizon is None or spec.horizon < _LEAST_HORIZON
+        if self.structure is Structure.STATIONARY or short or not settings.refine:
+            return refined
+        part = dataclasses.replace(settings, table=_POOLED)
+        pooled = Survey(self.asker, self.plain, part, Structure.STATIONARY)
+        pooled.read()
+        other = self._refined(pooled)
+        (name, value) = max(other.stages, key=lambda stage: stage[1])
+        stages = (*refined.stages, (f"stationary {name}", value))
+        if value <= max(value for _, value in refined.stages):
+            return Refined(refined.operators, stages)
+        return Refined(unrolled(other.operators, self.length), stages)
+
+    def _spend_rest(self) -> None:
+        """What later tables may still ask stays; the rest buys plain strings."""
+        kept = 0.07 * self.settings.budget
+        purse = int(self.asker.left - kept)
+        if purse >= self.length:
+            self.plain = _joined(self.plain, self._strings(self.asker, purse))
+            self.survey.add_plain(self.plain)
+
+    def copy(self, refined: Refined) -> LowRankModel:
+        """The low-rank model of some operators."""
+        return low_rank(refined.operators, self.asker.spec)
+
+
+def _joined(first: Strings, second: Strings) -> Strings:
+    width = max(first.tokens.shape[1], second.tokens.shape[1])
+    tokens = [
+        torch.nn.functional.pad(part.tokens, (0, width - part.tokens.shape[1]), value=-1)
+        for part in (first, second)
+    ]
+    return Strings(torch.cat(tokens), torch.cat([first.lengths, second.lengths]))
+
+
+def _reason(check: Check) -> str:
+    report = check.report
+    if report.contradicted:
+        return (
+            f"{report.contradicted} of {report.prefixes:,} fresh prefixes contradict the copy; "
+            "a larger budget buys longer futures"
+        )
+    return (
+        f"no contradiction at {report.prefixes:,} fresh prefixes with {report.draws} next tokens "
+        f"each; KL about {report.kl_nats:.3g} nats a string (standard error {report.standard_error:.2g})"
+    )
+
+
+def _projected(
+    model: LowRankModel, projection: Projection, generator: torch.Generator
+) -> tuple[Student, float | None]:
+    """The student that projects, and the share of fresh histories outside K."""
+    if projection is Projection.NONE:
+        return model, None
+    points, fresh = (
+        _points(model, count, generator) for count in (_HULL_POINTS, _FRESH_POINTS)
+    )
+    regions, outside = [], []
+    for cut in range(len(model.steps)):
+        region = _region(model, cut, projection, points[cut], generator)
+        regions.append(region)
+        outside.append(fraction_outside(region, fresh[cut]))
+    return ProjectedModel.of(model, tuple(regions), Divergence.KL), sum(outside) / len(outside)
+
+
+def _points(
+    model: LowRankModel, count: int, generator: torch.Generator
+) -> tuple[torch.Tensor, ...]:
+    """Coefficients of drawn histories at each stored step; at all lengths where there is one."""
+    if len(model.steps) > 1:
+        return sampled_coefficients(model, count, len(model.steps), generator)
+    length = min(_STATIONARY_TOKENS, model.spec.horizon or _STATIONARY_TOKENS)
+    each = sampled_coefficients(model, max(2, count // length), length, generator)
+    return (torch.cat(each),)
+
+
+def _region(
+    model: LowRankModel,
+    cut: int,
+    projection: Projection,
+    points: torch.Tensor,
+    generator: torch.Generator,
+) -> Region:
+    if projection is Projection.TRUNCATE:
+        return Truncate(_TRUNCATED_AT)
+    sketch = basis_sketch(model, cut, _SKETCH_EACH, _SKETCH_TOKENS, generator)
+    return Box.around(points, sketch) if projection is Projection.BOX else Hull(points, sketch)

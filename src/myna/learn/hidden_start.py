@@ -1,0 +1,239 @@
+"""Hidden Markov parameters started at a low-rank student.
+
+Expectation maximisation finds a maximum near its start, so the start is what a student can
+give. Two starts are made, both from the student alone and the recorded strings:
+
+- clusters. The student reads the strings; before each token it predicts
+
+      phi_t = (P(x_t = . | x_<t), P(x_t+1 = . | x_<t)),     z_t = cluster of sqrt(phi_t),
+
+  by k-means in Hellinger distance (k-means++: Arthur and Vassilvitskii 2007). The counts of
+  z_1, (z_t, z_t+1) and (z_t, x_t), smoothed, are the parameters: latent variable
+  distillation (Liu, Zhang and Van den Broeck, arXiv 2210.04398, recalled).
+- states. A stationary student of rank S that is near a hidden Markov model has matrices
+  A_o A^-1 with nearly common eigenvectors, the beliefs of `lowrank.hidden`. Several random
+  combinations are diagonalised and what falls outside the simplex is cut off.
+
+Each start gets a few sweeps of expectation maximisation on the same strings; the likeliest
+goes on. We differ from the sources in clustering a student's predictions instead of a
+network's embeddings, and in letting the likelihood choose between the two starts.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from myna.errors import InputError
+from myna.learn.baum_welch import EmReport, EmSettings, HmmParameters, fit_hmm
+from myna.learn.evidence import Evidence
+from myna.learn.report import Structure
+from myna.lowrank.model import LowRankModel
+
+_STRINGS = 2000  # strings that the student reads
+_LLOYD = 15  # sweeps of k-means
+_TRIALS = 4  # random combinations that are diagonalised
+_SWEEPS = 15  # of expectation maximisation before starts are compared
+_SHARE = 0.05  # mixed in of the mean row, so that no start has zeros
+_HELD_OUT = 0.05  # of the rows, where no validation is given
+
+
+def hidden_start(
+    student: LowRankModel,
+    evidence: Evidence,
+    states: int,
+    structure: Structure,
+    generator: torch.Generator,
+) -> HmmParameters:
+    """Parameters from which `fit_hmm` climbs.
+
+    states: S, hidden states; any number, also other than the student's rank
+
+    Raises:
+        InputError: no states asked for, or no recorded string to read.
+    """
+    if states < 1:
+        raise InputError(f"a hidden Markov student needs at least 1 state, got {states}")
+    read = _chosen(evidence, generator)
+    starts = [_clustered(student, read, states, structure, generator)]
+    single = structure is Structure.STATIONARY and len(student.steps) == 1
+    if single and student.spec.stop is None and student.steps[0].rank == states:
+        starts += _diagonalised(student, generator)
+    sweeps = EmSettings(max_iterations=_SWEEPS)
+    tried = [fit_hmm(read, start, sweeps) for start in starts]
+    return max(tried, key=lambda fit: fit[1].trace[-1].log_likelihood)[0]
+
+
+def refine_hmm(
+    student: LowRankModel,
+    evidence: Evidence,
+    validation: Evidence | None,
+    states: int,
+    structure: Structure,
+    settings: EmSettings,
+    generator: torch.Generator,
+) -> tuple[LowRankModel, EmReport]:
+    """The student in hidden Markov form, its likelihood climbed and stopped early.
+
+    validation: held-out answers; None holds out 5% of the rows, chosen by the generator
+
+    Raises:
+        InputError: as `hidden_start` and `fit_hmm`.
+    """
+    if validation is None:
+        evidence, validation = held_out(evidence, generator)
+    start = hidden_start(student, evidence, states, structure, generator)
+    parameters, report = fit_hmm(evidence, start, settings, validation)
+    return parameters.model(student.spec), report
+
+
+def held_out(evidence: Evidence, generator: torch.Generator) -> tuple[Evidence, Evidence]:
+    """The rows in two random parts: 95% to fit, 5% (at least one row) to validate.
+
+    Raises:
+        InputError: fewer than two rows.
+    """
+    rows = len(evidence.lengths)
+    if rows < 2:
+        raise InputError(f"holding rows out needs at least 2 of them, got {rows}; draw more")
+    kept = max(1, int(_HELD_OUT * rows))
+    order = _order(rows, generator, evidence.tokens.device)
+    fit, validate = order[kept:], order[:kept]
+    return Evidence(*(part[fit] for part in evidence)), Evidence(
+        *(part[validate] for part in evidence)
+    )
+
+
+def _order(rows: int, generator: torch.Generator, device: torch.device) -> Int[Tensor, " row"]:
+    """A random order of the rows, on their device."""
+    return torch.randperm(rows, generator=generator, device=generator.device).to(device)
+
+
+def _chosen(evidence: Evidence, generator: torch.Generator) -> Evidence:
+    """Up to `_STRINGS` plain strings; without any, prompts are read as if drawn."""
+    plain = (evidence.given == 0) & (evidence.lengths > 0) & (evidence.counts > 0)
+    if not bool(plain.any()):
+        plain = (evidence.lengths > 0) & (evidence.counts > 0)
+    rows = plain.nonzero()[:, 0]
+    if not len(rows):
+        raise InputError("a start needs recorded strings to read, and the evidence has none")
+    rows = rows[_order(len(rows), generator, rows.device)[:_STRINGS]]
+    part = Evidence(*(field[rows] for field in evidence))
+    return part._replace(given=torch.zeros_like(part.given))
+
+
+def _clustered(
+    student: LowRankModel,
+    read: Evidence,
+    states: int,
+    structure: Structure,
+    generator: torch.Generator,
+) -> HmmParameters:
+    """Counts of the clusters of what the student predicts."""
+    features = _predictions(student, read)
+    width, tokens = features.shape[1], student.spec.num_tokens
+    alive = torch.arange(width, device=read.lengths.device) < read.lengths[:, None]
+    labels = torch.zeros_like(read.tokens)
+    if structure is Structure.STATIONARY:
+        labels[alive] = _k_means(features[alive], states, generator)
+        steps = 1
+    else:
+        steps = student.spec.horizon or width
+        for t in range(width):
+            labels[alive[:, t], t] = _k_means(features[alive[:, t], t], states, generator)
+    position = torch.arange(width, device=labels.device).clamp(max=steps - 1).expand_as(labels)
+    weight = read.counts[:, None].expand_as(labels)
+    both = alive[:, 1:]
+    moves = (position[:, :-1] * states + labels[:, :-1]) * states + labels[:, 1:]
+    emits = (position * states + labels) * tokens + read.tokens
+    first = torch.bincount(labels[:, 0], weight[:, 0], states)
+    pairs = torch.bincount(moves[both], weight[:, 1:][both], steps * states**2)
+    seen = torch.bincount(emits[alive], weight[alive], steps * states * tokens)
+    return HmmParameters(
+        _smoothed(first[None])[0],
+        _smoothed(pairs.view(steps, states, states)),
+        _smoothed(seen.view(steps, states, tokens)),
+    )
+
+
+def _predictions(student: LowRankModel, read: Evidence) -> Float[Tensor, "row width feature"]:
+    """Square roots of the laws of the next token and of the one after it."""
+    state, found = student.initial(len(read.lengths)), []
+    width = read.tokens.shape[1]
+    for t in range(width):
+        here, after = student.step_at(t), student.step_at(t + 1)
+        law = student.law(state).exp()
+        later = law
+        if t + 1 < (student.spec.horizon or width + 1):
+            later = (state.vector @ here.operators.sum(0) @ after.laws).clamp(min=0)
+            later = later / later.sum(1, keepdim=True).clamp(min=torch.finfo(law.dtype).tiny)
+        found.append(torch.cat([law, later], 1).sqrt())
+        if t + 1 < width:  # past its end a row reads token 0, and what follows is not used
+            state, _ = student.step(state, read.tokens[:, t].clamp(min=0))
+    return torch.stack(found, 1)
+
+
+def _k_means(
+    points: Float[Tensor, "point feature"], clusters: int, generator: torch.Generator
+) -> Int[Tensor, " point"]:
+    """Labels by k-means++ and a fixed number of Lloyd's sweeps."""
+    near = points.new_full((len(points),), float("inf"))
+    centres: list[Tensor] = []
+    for _ in range(clusters):
+        weights = torch.ones_like(near) if not centres else near.clamp(min=1e-12)
+        level = torch.rand((), generator=generator, dtype=points.dtype, device=generator.device)
+        sums = weights.cumsum(0)
+        pick = torch.searchsorted(sums, level.to(points.device) * sums[-1])
+        centres.append(points[pick.clamp(max=len(points) - 1)])
+        near = torch.minimum(near, (points - centres[-1]).square().sum(1))
+    centre = torch.stack(centres)
+    for _ in range(_LLOYD):
+        labels = (centre.square().sum(1) - 2 * points @ centre.T).argmin(1)
+        sizes = torch.bincount(labels, minlength=clusters)[:, None]
+        sums = torch.zeros_like(centre).index_add_(0, labels, points)
+        centre = torch.where(sizes > 0, sums / sizes.clamp(min=1), centre)
+    return (centre.square().sum(1) - 2 * points @ centre.T).argmin(1)
+
+
+def _smoothed(counts: Float[Tensor, "*rows column"]) -> Float[Tensor, "*rows column"]:
+    """Rows normalised, with a share of the mean row and a pseudo-count of it."""
+    mean = counts.sum(-2, keepdim=True) + 1
+    mean = mean / mean.sum(-1, keepdim=True)
+    rows = counts + (_SHARE * counts.sum(-1, keepdim=True) + 1) * mean
+    return rows / rows.sum(-1, keepdim=True)
+
+
+def _diagonalised(student: LowRankModel, generator: torch.Generator) -> list[HmmParameters]:
+    """One start from each random combination that has a usable set of eigenvectors."""
+    step, found = student.steps[0], []
+    everything = step.operators.sum(0)
+    if not float(torch.linalg.cond(everything)) < 1e12:
+        return found
+    for _ in range(_TRIALS):
+        weights = torch.rand(
+            len(step.operators),
+            generator=generator,
+            dtype=everything.dtype,
+            device=generator.device,
+        ).to(everything.device)
+        mixed = torch.einsum("o,oij->ij", weights, step.operators)
+        values, vectors = torch.linalg.eig(torch.linalg.solve(everything, mixed, left=False))
+        # noise can pair two eigenvectors; their real and imaginary parts span the same plane
+        real = torch.where(values.imag < 0, vectors.imag, vectors.real)
+        if not float(torch.linalg.cond(real)) < 1e12:
+            continue
+        beliefs = real * torch.linalg.solve(real, real.new_ones(len(real)))
+        if not float(torch.linalg.cond(beliefs)) < 1e12:
+            continue
+        inverse = torch.linalg.inv(beliefs)
+        tables = (student.first @ beliefs, inverse @ step.laws, inverse @ everything @ beliefs)
+        first, emission, transition = (_inside(table) for table in tables)
+        found.append(HmmParameters(first, transition[None], emission[None]))
+    return found
+
+
+def _inside(table: Float[Tensor, "*rows column"]) -> Float[Tensor, "*rows column"]:
+    """Negative parts cut off, mixed with the uniform law, rows divided by their sums."""
+    positive = table.clamp(min=0)
+    positive = positive / positive.sum(-1, keepdim=True).clamp(min=torch.finfo(table.dtype).tiny)
+    mixed = (1 - _SHARE) * positive + _SHARE / table.shape[-1]
+    return mixed / mixed.sum(-1, keepdim=True)
