@@ -57,9 +57,7 @@ def check_copy(asker: Asker, student: Student, strings: Strings, purse: int) -> 
         variance += (reach / 2) ** 2 * float(chi.var(correction=0)) / len(chi)
         prefixes += len(histories)
         far = _pearson(counts, law)
-        found += [
-            (float(far[i]), histories[i]) for i in (far > _FAR).nonzero()[:, 0].tolist() if t
-        ]
+        found += [(float(far[i]), histories[i]) for i in (far > _FAR).nonzero()[:, 0].tolist() if t]
     found.sort(key=lambda pair: -pair[0])
     report = CheckReport(prefixes, DRAWS, sums, math.sqrt(variance), len(found))
     return Check(report, tuple(history for _, history in found[:_KEPT]))

@@ -59,7 +59,7 @@ class Sketch:
 
     @property
     def whitened(self) -> Float[Tensor, "row column"]:
-        """values / spread, where every row was measured."""
+        """Values / spread, where every row was measured."""
         return self.values / self.spread
 
 
@@ -104,7 +104,7 @@ def short_columns(counts: Float[Tensor, "row future"]) -> tuple[Tensor, Tensor]:
 
 
 def _multinomial_spread(counts: Tensor, draws: Tensor, mean: Tensor) -> Tensor:
-    """sd of (counts / draws) / sqrt(mean), the row's law smoothed by a few draws of the mean."""
+    """Sd of (counts / draws) / sqrt(mean), the row's law smoothed by a few draws of the mean."""
     own = (counts + _PRIOR * mean) / (draws + _PRIOR)
     variance = own * (1 - own) / mean
     return torch.where(draws > 0, (variance.clamp(min=1e-3) / draws.clamp(min=1)).sqrt(), torch.inf)
@@ -165,9 +165,7 @@ def _word_columns(
     law = counts[:, seen] / draws.clamp(min=1)
     values = ratio[:, None] * law / mean[seen].sqrt()
     spread = _multinomial_spread(counts[:, seen], draws, mean[seen])
-    spread = (
-        (ratio[:, None] * spread).square() + relative[:, None] * values.square()
-    ).sqrt()
+    spread = ((ratio[:, None] * spread).square() + relative[:, None] * values.square()).sqrt()
     classes = len(table.short) - len(counts)
     pad = (0, 0, 0, classes)
     return (

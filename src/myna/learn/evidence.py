@@ -8,10 +8,8 @@ from P(. | prompt), so a model Q has log-likelihood
 which holds for any choice of prompts that looked at earlier answers only.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 

@@ -27,7 +27,6 @@ from myna.learn.check import Check, check_copy
 from myna.learn.refine import Refined, held_out_nats, low_rank, refine, unrolled
 from myna.learn.report import Structure
 from myna.learn.sampled_report import (
-    Kind,
     Projection,
     SampledReport,
     SampledResult,
@@ -243,9 +242,7 @@ def _projected(
     """The student that projects, and the share of fresh histories outside K."""
     if projection is Projection.NONE:
         return model, None
-    points, fresh = (
-        _points(model, count, generator) for count in (_HULL_POINTS, _FRESH_POINTS)
-    )
+    points, fresh = (_points(model, count, generator) for count in (_HULL_POINTS, _FRESH_POINTS))
     regions, outside = [], []
     for cut in range(len(model.steps)):
         region = _region(model, cut, projection, points[cut], generator)

@@ -15,13 +15,8 @@ from typing import NamedTuple
 import torch
 
 from myna.learn.evidence import Evidence
-from myna.lowrank.likelihood import (
-    Operators,
-    Rows,
-    log_likelihood,
-    maximise,
-    maximise_positive,
-)
+from myna.lowrank.ascent import maximise, maximise_positive
+from myna.lowrank.likelihood import Operators, Rows, log_likelihood
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.step import Step
 from myna.lowrank.student import Strings

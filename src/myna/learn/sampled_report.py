@@ -78,7 +78,9 @@ class SampledSettings:
             raise InputError(f"states must be at least 1, got {self.states}")
         shares = (self.plain, self.table, self.words, self.check)
         if min(shares) <= 0 or sum(shares) > 1:
-            raise InputError(f"shares of the budget must be positive and at most 1 in all, got {shares}")
+            raise InputError(
+                f"shares of the budget must be positive and at most 1 in all, got {shares}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,9 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from myna.learn.asker import Asker
-from myna.learn.cut_table import CutTable, short_codes, short_columns, Sketch, sketch
+from myna.learn.cut_table import CutTable, Sketch, short_codes, short_columns, sketch
 from myna.learn.table import History
-from myna.lowrank.likelihood import Operators
 from myna.lowrank.noisy import NoisyRank, convex_coefficients, noisy_rank, weighted_factors
 from myna.lowrank.spanner import barycentric_spanner
 from myna.lowrank.student import Strings
@@ -125,9 +124,7 @@ class Surveyor:
             return bool(rows.short[history].reshape(o + 1, -1).sum(1)[word[0]] > 0)
         return bool(rows.deep[history, word[:-1]][word[-1]] > 0)
 
-    def classes(
-        self, cuts: Sequence[int], suffix: int
-    ) -> Float[Tensor, "class future"]:
+    def classes(self, cuts: Sequence[int], suffix: int) -> Float[Tensor, "class future"]:
         """Short-future counts of classes of plain draws that end alike, over some cuts.
 
         Over several cuts only those count at which a history has `suffix` tokens.
@@ -207,7 +204,9 @@ class Surveyor:
         )
         return found.indices
 
-    def _rank(self, short: Tensor, found: Sketch, histories: int, coarse: Sequence[Tensor]) -> NoisyRank:
+    def _rank(
+        self, short: Tensor, found: Sketch, histories: int, coarse: Sequence[Tensor]
+    ) -> NoisyRank:
         """The largest rank that stands out at any resolution of rows and of futures."""
         o = self._asker.spec.num_tokens
         views = []
@@ -228,7 +227,10 @@ class Surveyor:
         counts = short.reshape(len(short), o + 1, -1).sum(2)[:, :o]
         draws = counts.sum(1)
         weighted = coefficients * draws[:, None]
-        normal = coefficients.T @ weighted + 1e-3 * draws.mean() * torch.eye(coefficients.shape[1]).double()
+        normal = (
+            coefficients.T @ weighted
+            + 1e-3 * draws.mean() * torch.eye(coefficients.shape[1]).double()
+        )
         own = counts[chosen] / draws[chosen][:, None]
         fitted = torch.linalg.solve(normal, coefficients.T @ counts + 1e-3 * draws.mean() * own)
         mean = (counts.sum(0) + 0.5) / (counts.sum() + 0.5 * o)
