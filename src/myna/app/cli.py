@@ -9,27 +9,23 @@ import contextlib
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterator
-from enum import Enum
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from myna import __version__
 from myna.app import output
+from myna.app.learn_command import learn, learned, save_result
 from myna.app.models import describe, generator_of, open_model, open_saved, read_strings
+from myna.app.options import SAMPLED_TOKENS, Access, Json, MaxTokens, ModelName, Seed, TeacherName
 from myna.app.picture import rank_and_queries, write_picture
 from myna.errors import BudgetExhausted, InputError, MynaError
 from myna.evaluate.certify import Certificate, Method, certify
 from myna.evaluate.from_samples import certify_from_samples
-from myna.learn.exact import Progress as Stage
-from myna.learn.exact import learn_exact, learn_testing_stationarity
-from myna.learn.report import ExactSettings, LearnResult, Outcome, Structure
-from myna.lowrank.model import LowRankModel
-from myna.lowrank.student import complete_strings
-from myna.teachers.copies import check_destination, save_copy
+from myna.learn.report import ExactSettings
+from myna.lowrank.student import Student, complete_strings
 from myna.teachers.ledger import Budget, Ledger
 from myna.teachers.oracle import as_samples
 from myna.teachers.uri import open_teacher, zoo_table
@@ -40,56 +36,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
-MaxTokens = Annotated[int | None, typer.Option(min=1, help="Cut strings at this many tokens.")]
-TeacherName = Annotated[
-    str,
-    typer.Argument(
-        metavar="TEACHER",
-        help="zoo:NAME?.., pautomac:FILE, hmmer3:FILE, hmm:FILE?horizon=N, student:FOLDER",
-    ),
-]
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A saved copy, or a teacher.")]
-
-
-class Form(Enum):
-    """How `learn` may structure a copy."""
-
-    AUTO = "auto"
-    TIME_VARYING = "time-varying"
-    STATIONARY = "stationary"
-    TEST = "test"
-
-
-class Access(Enum):
-    """What `certify` may ask of a teacher."""
-
-    LAWS = "laws"
-    SAMPLES = "samples"
-
-
-SAMPLED_TOKENS = 1_000_000  # that certifying from samples spends unless told
-_STRUCTURES = {Form.TIME_VARYING: Structure.TIME_VARYING, Form.STATIONARY: Structure.STATIONARY}
-
-
-@contextlib.contextmanager
-def learning_progress() -> Iterator[Callable[[Stage], None]]:
-    """A line on standard error that follows learning."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(
-        *columns, console=output.err, transient=True, disable=not output.err.is_terminal
-    ) as bars:
-        task = bars.add_task("starting", total=None)
-
-        def tell(stage: Stage) -> None:
-            text = (
-                f"round {stage.round}: {stage.stage}, rank {stage.rank}, {stage.queries:,} queries"
-            )
-            bars.update(task, description=text)
-
-        yield tell
 
 
 @contextlib.contextmanager
@@ -103,86 +49,7 @@ def working(what: str) -> Iterator[None]:
         yield
 
 
-@app.command()
-def learn(
-    teacher: TeacherName,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to save the copy in.")],
-    form: Annotated[
-        Form,
-        typer.Option(
-            "--structure",
-            help="One basis per cut, one for all cuts (your claim, checked), or test which; "
-            "auto: one per cut where there is a horizon, else one for all.",
-        ),
-    ] = Form.AUTO,
-    budget: Annotated[int | None, typer.Option(min=0, help="Most next-token queries.")] = None,
-    max_rank: Annotated[int, typer.Option(min=1, help="Cap on the rank.")] = 256,
-    verify: Annotated[
-        int, typer.Option(min=1, help="Fresh histories to check, from each side.")
-    ] = 1000,
-    tolerance: Annotated[
-        float, typer.Option(help="Residual below which a row is in the span.")
-    ] = 1e-9,
-    mismatch: Annotated[
-        float, typer.Option(help="Difference of laws that counts as wrong.")
-    ] = 1e-8,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="Without a horizon, cut fresh strings at this length.")
-    ] = 1000,
-    seed: Seed = 0,
-    overwrite: Annotated[bool, typer.Option(help="Replace a saved copy.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Learn a copy of a teacher from its next-token laws."""
-    check_destination(out, overwrite=overwrite)
-    settings = ExactSettings(
-        structure=_STRUCTURES.get(form),
-        tolerance=tolerance,
-        mismatch=mismatch,
-        max_rank=max_rank,
-        verify_histories=verify,
-        max_tokens=max_tokens,
-    )
-    ledger = Ledger(open_teacher(teacher), Budget(queries=budget), seed)
-    result = learned(ledger, settings, seed, testing=form is Form.TEST)
-    saved = _save(result, out, teacher, settings, seed, overwrite=overwrite)
-    if as_json:
-        output.print_json(output.learn_record(result.report, teacher, saved))
-    else:
-        output.show_learned(result.report, saved)
-    raise typer.Exit(0 if result.report.outcome is Outcome.VERIFIED else 1)
-
-
-def learned(
-    ledger: Ledger, settings: ExactSettings, seed: int, *, testing: bool = False
-) -> LearnResult:
-    """Run the learner under a progress line."""
-    learner = learn_testing_stationarity if testing else learn_exact
-    with learning_progress() as tell:
-        return learner(ledger, settings, generator_of(seed), tell)
-
-
-def _save(
-    result: LearnResult,
-    out: Path,
-    teacher: str,
-    settings: ExactSettings,
-    seed: int,
-    *,
-    overwrite: bool,
-) -> str | None:
-    """Save the student, if there is one, with where it comes from."""
-    if result.student is None:
-        return None
-    about = {
-        "teacher": teacher,
-        "seed": seed,
-        "myna": __version__,
-        "settings": output.plain(settings),
-        "report": output.plain(result.report),
-    }
-    save_copy(out, result.student, about, overwrite=overwrite)
-    return str(out)
+app.command()(learn)
 
 
 @app.command("certify")
@@ -246,7 +113,7 @@ def certify_command(
         output.show_sampled_certificate(found)
 
 
-def certified(ledger: Ledger, model: LowRankModel, **settings: Any) -> Certificate:
+def certified(ledger: Ledger, model: Student, **settings: Any) -> Certificate:
     """Certify under a progress line."""
     with working("comparing on fresh strings"):
         return certify(ledger.laws("certify"), model, **settings)
@@ -309,8 +176,9 @@ def info(model: ModelName, as_json: Json = False) -> None:
     else:
         saved = open_saved(model)
         record["spec"] = describe(saved.model.spec)
-        record["ranks"] = list(saved.model.ranks)
-        record["numbers_stored"] = saved.model.num_parameters
+        record["ranks"] = list(saved.low_rank.ranks)
+        record["numbers_stored"] = saved.low_rank.num_parameters
+        record["projection"] = saved.projection
         record["about"] = saved.about
     if as_json:
         output.print_json(record)
@@ -326,6 +194,8 @@ def info(model: ModelName, as_json: Json = False) -> None:
         about = record["about"]
         output.out.print(f"{'ranks':<12} {output.runs(record['ranks'])}")
         output.out.print(f"{'numbers':<12} {record['numbers_stored']:,}")
+        kind = record["projection"] or "none"
+        output.out.print(f"{'projection':<12} {kind}")
         output.out.print(
             f"{'learned from':<12} {about.get('teacher')}, commit {about.get('commit')}"
         )
@@ -371,7 +241,7 @@ def demo(
     if student is None:
         raise MynaError(result.report.reason)
     folder = out / "parity"
-    saved = _save(result, folder, name, settings, seed, overwrite=True)
+    saved = save_result(result, folder, name, settings, seed, overwrite=True)
     output.show_learned(result.report, saved)
     spent = ledger.total().next_token_queries
     say(

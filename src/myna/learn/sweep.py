@@ -210,12 +210,12 @@ class Surveyor:
         """The largest rank that stands out at any resolution of rows and of futures."""
         o = self._asker.spec.num_tokens
         views = []
-        for rows in (short, short[:histories], short[histories:], *coarse):
+        several = [short, short[:histories], short[histories:], *coarse]
+        for rows in (rows for rows in several if len(rows)):
             for look in range(1, self.look + 1):
                 counts = rows.reshape(len(rows), (o + 1) ** look, -1).sum(2)
-                if len(rows):
-                    values, spread = short_columns(counts)
-                    views.append(values / spread)
+                values, spread = short_columns(counts)
+                views.append(values / spread)
         if not bool(torch.isfinite(found.spread).all()):
             views.append((found.values / found.spread)[:histories])
         tests = [noisy_rank(view, self._level, self._max_rank) for view in views]

@@ -2,10 +2,13 @@
 
 A saved copy is a folder of two plain files, nothing executable:
 
-    model.safetensors   "first", and "laws.t", "change.t" for each stored step t
+    model.safetensors   "first", and "laws.t", "change.t" for each stored step t;
+                        with a projection also what its regions hold
     model.json          format and version, language, basis histories, and provenance:
-                        what it was learned from, settings, cost, commit
+                        what it was learned from, settings, cost, commit;
+                        version 2 adds "projection", the regions of a projected model
 
+A model without a projection is still written as version 1, which older readers take.
 Saving is atomic: the folder appears whole or not at all.
 """
 
@@ -26,13 +29,14 @@ from torch import Tensor
 
 from myna.errors import FormatError, InputError
 from myna.lowrank.model import LowRankModel
+from myna.lowrank.projected import ProjectedModel, describe_regions, read_regions
 from myna.lowrank.step import Step
 from myna.lowrank.student import State, StepInfo, Strings, Student
 from myna.spec import Spec
 from myna.teachers.stepped import SteppedTeacher
 
 FORMAT = "myna low-rank model"
-VERSION = 1
+VERSION = 2  # of a projected model; others are version 1
 _TENSORS, _TEXT = "model.safetensors", "model.json"
 
 
@@ -76,36 +80,42 @@ class SavedCopy:
     """A copy read from disk.
 
     model: the student
+    low_rank: the low-rank model in it, before any projection
+    projection: the kind of set that coefficients are kept in, None for none
     about: where it comes from (teacher, settings, report, commit), as saved
     """
 
-    model: LowRankModel
+    model: LowRankModel | ProjectedModel
     about: dict[str, Any]
+
+    @property
+    def low_rank(self) -> LowRankModel:
+        """Laws and changes of basis."""
+        return self.model.model if isinstance(self.model, ProjectedModel) else self.model
+
+    @property
+    def projection(self) -> str | None:
+        """What the regions are called, each kind once."""
+        if not isinstance(self.model, ProjectedModel):
+            return None
+        kinds = {type(region).__name__.lower() for region in self.model.regions if region}
+        return ", ".join(sorted(kinds)) or None
 
 
 def save_copy(
-    folder: Path, model: LowRankModel, about: dict[str, Any], *, overwrite: bool = False
+    folder: Path, model: Student, about: dict[str, Any], *, overwrite: bool = False
 ) -> None:
     """Write a copy as a folder; what was there is replaced only once all is written.
 
     about: provenance, JSON types only
 
     Raises:
-        InputError: where the folder exists and is not to be, or cannot be, replaced.
+        InputError: where the folder exists and is not to be, or cannot be, replaced; for a
+            student that is neither a low-rank model nor a projected one.
     """
     check_destination(folder, overwrite=overwrite)
-    tensors = {"first": model.first.cpu().contiguous()}
-    for t, step in enumerate(model.steps):
-        tensors[f"laws.{t}"] = step.laws.cpu().contiguous()
-        tensors[f"change.{t}"] = step.change.cpu().contiguous()
-    text = {
-        "format": FORMAT,
-        "version": VERSION,
-        "spec": dataclasses.asdict(model.spec),
-        "ranks": list(model.ranks),
-        "histories": [[list(h) for h in step.histories] for step in model.steps],
-        "about": about | {"commit": current_commit()},
-    }
+    tensors, described = _described(model)
+    text = described | {"about": about | {"commit": current_commit()}}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -118,6 +128,30 @@ def save_copy(
         _swap_in(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _described(model: Student) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A model as named tensors and JSON types; `_assembled` undoes it."""
+    inner = model.model if isinstance(model, ProjectedModel) else model
+    if not isinstance(inner, LowRankModel):
+        raise InputError(
+            f"only a low-rank model or a projected one can be saved, got {type(inner).__name__}"
+        )
+    tensors = {"first": inner.first.cpu().contiguous()}
+    for t, step in enumerate(inner.steps):
+        tensors[f"laws.{t}"] = step.laws.cpu().contiguous()
+        tensors[f"change.{t}"] = step.change.cpu().contiguous()
+    text = {
+        "format": FORMAT,
+        "version": 1,
+        "spec": dataclasses.asdict(model.spec),
+        "ranks": list(inner.ranks),
+        "histories": [[list(h) for h in step.histories] for step in inner.steps],
+    }
+    if isinstance(model, ProjectedModel):
+        held, projection = describe_regions(model.regions, model.divergence)
+        return tensors | held, text | {"version": VERSION, "projection": projection}
+    return tensors, text
 
 
 def check_destination(folder: Path, *, overwrite: bool) -> None:
@@ -165,21 +199,13 @@ def load_copy(folder: Path) -> SavedCopy:
     text = _read_text(folder)
     try:
         spec = Spec(**(text["spec"] | {"alphabet": tuple(text["spec"]["alphabet"])}))
-        ranks, histories = list(text["ranks"]), text["histories"]
         tensors = safetensors.torch.load_file(folder / _TENSORS)
-        first = tensors["first"]
-        steps = tuple(
-            Step(
-                tensors[f"laws.{t}"], tensors[f"change.{t}"], tuple(tuple(h) for h in histories[t])
-            )
-            for t in range(len(ranks))
-        )
         for name, tensor in tensors.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise FormatError(
                     f"{folder / _TENSORS}: tensor {name!r} holds numbers that are not finite"
                 )
-        model = LowRankModel.of(spec, first, steps)
+        model = _assembled(spec, tensors, text)
     except FormatError:
         raise
     except InputError as error:
@@ -198,6 +224,21 @@ def load_copy(folder: Path) -> SavedCopy:
     return SavedCopy(model, text.get("about", {}))
 
 
+def _assembled(
+    spec: Spec, tensors: dict[str, Tensor], text: dict[str, Any]
+) -> LowRankModel | ProjectedModel:
+    """The model, with a fingerprint of the numbers read."""
+    histories = text["histories"]
+    steps = tuple(
+        Step(tensors[f"laws.{t}"], tensors[f"change.{t}"], tuple(tuple(h) for h in histories[t]))
+        for t in range(len(text["ranks"]))
+    )
+    model = LowRankModel.of(spec, tensors["first"], steps)
+    if text["version"] == 1:
+        return model
+    return ProjectedModel.of(model, *read_regions(tensors, text["projection"]))
+
+
 def _read_text(folder: Path) -> dict[str, Any]:
     """The JSON part, with format and version checked."""
     path = folder / _TEXT
@@ -209,9 +250,9 @@ def _read_text(folder: Path) -> dict[str, Any]:
         raise FormatError(f"{path} does not read as JSON: {error}") from error
     if not isinstance(text, dict) or text.get("format") != FORMAT:
         raise FormatError(f"{path} is not a {FORMAT!r}; give a folder that `myna learn` wrote")
-    if text.get("version") != VERSION:
+    if text.get("version") not in (1, VERSION):
         raise FormatError(
-            f"{path} has format version {text.get('version')!r} and this myna reads {VERSION}; "
+            f"{path} has format version {text.get('version')!r} and this myna reads 1 to {VERSION}; "
             "use the myna that wrote it, or learn again"
         )
     return text

@@ -1,0 +1,241 @@
+"""`myna learn`: from next-token laws, or from samples alone.
+
+Each access has options of its own; one that does not fit the access is refused, so that
+no option is ever silently without effect.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from myna import __version__
+from myna.app import output
+from myna.app.models import generator_of
+from myna.app.options import SAMPLED_TOKENS, Access, Json, Seed, TeacherName
+from myna.app.sampled_output import sampled_record, show_sampled
+from myna.errors import InputError
+from myna.learn.exact import learn_exact, learn_testing_stationarity
+from myna.learn.from_samples import learn_sampled
+from myna.learn.report import ExactSettings, LearnResult, Outcome, Structure
+from myna.learn.sampled_report import Kind, Projection, SampledResult, SampledSettings
+from myna.teachers.copies import check_destination, save_copy
+from myna.teachers.ledger import Budget, Ledger
+from myna.teachers.oracle import as_samples
+from myna.teachers.uri import open_teacher
+
+
+class Form(Enum):
+    """How `learn` may structure a copy."""
+
+    AUTO = "auto"
+    TIME_VARYING = "time-varying"
+    STATIONARY = "stationary"
+    TEST = "test"
+
+
+_STRUCTURES = {Form.TIME_VARYING: Structure.TIME_VARYING, Form.STATIONARY: Structure.STATIONARY}
+
+
+@contextlib.contextmanager
+def learning_progress() -> Iterator[Callable[[str], None]]:
+    """A line on standard error that follows learning."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(
+        *columns, console=output.err, transient=True, disable=not output.err.is_terminal
+    ) as bars:
+        task = bars.add_task("starting", total=None)
+        yield lambda text: bars.update(task, description=text)
+
+
+def learn(
+    teacher: TeacherName,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to save the copy in.")],
+    access: Annotated[
+        Access, typer.Option(help="Ask for next-token laws, or only for samples.")
+    ] = Access.LAWS,
+    form: Annotated[
+        Form,
+        typer.Option(
+            "--structure",
+            help="One basis per cut, one for all cuts (your claim, checked), or (laws) test which; "
+            "auto: one per cut where there is a horizon, else one for all.",
+        ),
+    ] = Form.AUTO,
+    stationary: Annotated[
+        bool, typer.Option("--stationary", help="Short for --structure stationary.")
+    ] = False,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Laws: most next-token queries. Samples: most generated tokens "
+            f"({SAMPLED_TOKENS:,} unless said).",
+        ),
+    ] = None,
+    count_prompts: Annotated[
+        bool, typer.Option("--count-prompts", help="Samples: the budget counts prompts too.")
+    ] = False,
+    kind: Annotated[
+        Kind | None, typer.Option("--student", help="Samples: what the copy is (low-rank).")
+    ] = None,
+    states: Annotated[
+        int | None, typer.Option(min=1, help="Samples: hidden states of --student hmm.")
+    ] = None,
+    projection: Annotated[
+        Projection | None,
+        typer.Option(help="Samples: keep coefficients in this set at every token (none)."),
+    ] = None,
+    max_rank: Annotated[
+        int | None, typer.Option(min=1, help="Cap on the rank (laws: 256, samples: 64).")
+    ] = None,
+    verify: Annotated[
+        int | None,
+        typer.Option(min=1, help="Laws: fresh histories to check, from each side (1000)."),
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Laws: residual below which a row is in the span (1e-9).")
+    ] = None,
+    mismatch: Annotated[
+        float | None, typer.Option(help="Laws: difference of laws that counts as wrong (1e-8).")
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Without a horizon, cut strings at this length (laws: 1000, samples: 100)."
+        ),
+    ] = None,
+    seed: Seed = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace a saved copy.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Learn a copy of a teacher from its next-token laws, or from samples alone."""
+    check_destination(out, overwrite=overwrite)
+    form = _form(form, stationary=stationary)
+    of_laws = {"verify": verify, "tolerance": tolerance, "mismatch": mismatch}
+    of_samples = {"student": kind, "states": states, "projection": projection}
+    of_samples["count-prompts"] = count_prompts or None
+    shared = _given({"max_rank": max_rank, "max_tokens": max_tokens})
+    if access is Access.LAWS:
+        _refuse(of_samples, "samples", access)
+        named = _given({"verify_histories": verify, "tolerance": tolerance, "mismatch": mismatch})
+        exact = ExactSettings(
+            structure=_STRUCTURES.get(form), **({"max_tokens": 1000} | shared | named)
+        )
+        ledger = Ledger(open_teacher(teacher), Budget(queries=budget), seed)
+        found = learned(ledger, exact, seed, testing=form is Form.TEST)
+        saved = save_result(found, out, teacher, exact, seed, overwrite=overwrite)
+        done = found.report.outcome is Outcome.VERIFIED
+    else:
+        _refuse(of_laws, "laws", access)
+        if form is Form.TEST:
+            raise InputError("--structure test needs --access laws; choose another structure")
+        if states is not None and kind is not Kind.HMM:
+            raise InputError("--states belongs to --student hmm; add that or leave --states out")
+        settings = SampledSettings(
+            budget=SAMPLED_TOKENS if budget is None else budget,
+            structure=_STRUCTURES.get(form),
+            count_prompts=count_prompts,
+            **(shared | _given({"kind": kind, "states": states, "projection": projection})),
+        )
+        found = learned_from_samples(teacher, settings, seed)
+        saved = save_result(found, out, teacher, settings, seed, overwrite=overwrite)
+        done = found.report.check is None or found.report.check.contradicted == 0
+    _show(found, teacher, saved, as_json=as_json)
+    raise typer.Exit(0 if done else 1)
+
+
+def _form(form: Form, *, stationary: bool) -> Form:
+    """The structure asked for, by its long or its short name."""
+    if stationary and form not in (Form.AUTO, Form.STATIONARY):
+        raise InputError(
+            f"--stationary and --structure {form.value} contradict each other; leave one of them out"
+        )
+    return Form.STATIONARY if stationary else form
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that were said; the others keep the settings' own defaults."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _refuse(options: Mapping[str, Any], owner: str, access: Access) -> None:
+    """Refuse the first option that belongs to the other access."""
+    given = _given(options)
+    if given:
+        raise InputError(
+            f"--{next(iter(given))} belongs to learning from {owner}, and --access {access.value} "
+            "was asked; leave one of them out"
+        )
+
+
+def learned(
+    ledger: Ledger, settings: ExactSettings, seed: int, *, testing: bool = False
+) -> LearnResult:
+    """Run the learner from laws under a progress line."""
+    learner = learn_testing_stationarity if testing else learn_exact
+    with learning_progress() as tell:
+        return learner(
+            ledger,
+            settings,
+            generator_of(seed),
+            lambda at: tell(
+                f"round {at.round}: {at.stage}, rank {at.rank}, {at.queries:,} queries"
+            ),
+        )
+
+
+def learned_from_samples(teacher: str, settings: SampledSettings, seed: int) -> SampledResult:
+    """Run the learner from samples under a progress line, the budget a hard wall."""
+    budget = settings.budget
+    wall = Budget(tokens=budget) if settings.count_prompts else Budget(sampled_tokens=budget)
+    ledger = Ledger(as_samples(open_teacher(teacher)), wall, seed)
+    with learning_progress() as tell:
+        return learn_sampled(
+            ledger,
+            settings,
+            generator_of(seed),
+            lambda at: tell(f"round {at.round}: {at.stage}, rank {at.rank}, {at.tokens:,} tokens"),
+        )
+
+
+def save_result(
+    result: LearnResult | SampledResult,
+    out: Path,
+    teacher: str,
+    settings: ExactSettings | SampledSettings,
+    seed: int,
+    *,
+    overwrite: bool,
+) -> str | None:
+    """Save the student, if there is one, with where it comes from."""
+    if result.student is None:
+        return None
+    about = {
+        "teacher": teacher,
+        "seed": seed,
+        "myna": __version__,
+        "settings": output.plain(settings),
+        "report": output.plain(result.report),
+    }
+    save_copy(out, result.student, about, overwrite=overwrite)
+    return str(out)
+
+
+def _show(
+    result: LearnResult | SampledResult, teacher: str, saved: str | None, *, as_json: bool
+) -> None:
+    """The report, as one JSON object or for people."""
+    if isinstance(result, SampledResult):
+        if as_json:
+            output.print_json(sampled_record(result.report, teacher, saved))
+        else:
+            show_sampled(result.report, saved)
+    elif as_json:
+        output.print_json(output.learn_record(result.report, teacher, saved))
+    else:
+        output.show_learned(result.report, saved)

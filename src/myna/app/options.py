@@ -1,0 +1,27 @@
+"""Options that several commands share."""
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+SAMPLED_TOKENS = 1_000_000  # that a command with access to samples spends unless told
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Cut strings at this many tokens.")]
+TeacherName = Annotated[
+    str,
+    typer.Argument(
+        metavar="TEACHER",
+        help="zoo:NAME?.., pautomac:FILE, hmmer3:FILE, hmm:FILE?horizon=N, student:FOLDER",
+    ),
+]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A saved copy, or a teacher.")]
+
+
+class Access(Enum):
+    """What a command may ask of a teacher."""
+
+    LAWS = "laws"
+    SAMPLES = "samples"

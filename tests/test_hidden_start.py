@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from myna.errors import InputError
+from myna.learn.baum_welch import EmSettings, HmmParameters, fit_hmm
+from myna.learn.evidence import Evidence
+from myna.learn.hidden_start import held_out, hidden_start, refine_hmm
+from myna.learn.report import Structure
+from myna.lowrank.model import LowRankModel
+from myna.spec import Spec, numbered
+
+LANGUAGE = Spec(numbered(4), None, 12, "unset")
+
+
+def truth():
+    moves = torch.tensor([[0.8, 0.15, 0.05], [0.1, 0.7, 0.2], [0.3, 0.1, 0.6]]).double()
+    emits = torch.tensor([[0.7, 0.1, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1], [0.1, 0.1, 0.2, 0.6]])
+    start = torch.tensor([0.5, 0.3, 0.2]).double()
+    return HmmParameters(start, moves[None], emits.double()[None])
+
+
+def drawn(count, generator) -> tuple[LowRankModel, Evidence]:
+    model = truth().model(LANGUAGE)
+    sample = model.sample(count, generator)
+    none = torch.zeros(count, dtype=torch.int64)
+    return model, Evidence(*sample, none, torch.ones(count, dtype=torch.float64))
+
+
+def test_an_exact_student_gives_back_its_states_up_to_order(generator):
+    model, evidence = drawn(4000, generator)
+    start = hidden_start(model, evidence, 3, Structure.STATIONARY, generator)
+    found, _ = fit_hmm(evidence, start, EmSettings(max_iterations=100))
+    distance = torch.cdist(truth().emission[0], found.emission[0], p=1)
+    assert sorted(distance.argmin(1).tolist()) == [0, 1, 2]
+    assert float(distance.min(1).values.max()) < 0.15
+
+
+@pytest.mark.parametrize("structure", list(Structure))
+@pytest.mark.parametrize("states", [1, 2, 5])
+def test_climbing_never_lowers_the_likelihood_of_a_start(structure, states, generator):
+    model, evidence = drawn(300, generator)
+    start = hidden_start(model, evidence, states, structure, generator)
+    assert len(start.transition) == (1 if structure is Structure.STATIONARY else 12)
+    assert all(bool((table > 0).all()) for table in start.tables)
+    _, report = fit_hmm(evidence, start, EmSettings(max_iterations=10))
+    assert report.trace[-1].log_likelihood >= report.trace[0].log_likelihood
+
+
+def test_held_out_rows_are_a_twentieth_and_no_row_is_lost(generator):
+    _, evidence = drawn(200, generator)
+    evidence = evidence._replace(counts=torch.arange(200).double())
+    fit, validate = held_out(evidence, generator)
+    assert len(validate.counts) == 10
+    both = torch.cat([fit.counts, validate.counts]).sort().values
+    assert torch.equal(both, evidence.counts)
+
+
+def test_refining_returns_the_best_looked_at_on_the_held_out_rows(generator):
+    model, evidence = drawn(300, generator)
+    settings = EmSettings(max_iterations=20)
+    student, report = refine_hmm(
+        model, evidence, None, 3, Structure.STATIONARY, settings, generator
+    )
+    looks = [point.validation for point in report.trace if point.validation is not None]
+    assert report.score == max(looks)
+    assert student.transitions is not None
+
+
+def test_no_states_and_no_strings_are_refused(generator):
+    model, evidence = drawn(5, generator)
+    with pytest.raises(InputError, match="at least 1 state"):
+        hidden_start(model, evidence, 0, Structure.STATIONARY, generator)
+    nothing = evidence._replace(counts=torch.zeros(5, dtype=torch.float64))
+    with pytest.raises(InputError, match="has none"):
+        hidden_start(model, nothing, 2, Structure.STATIONARY, generator)

@@ -1,0 +1,118 @@
+"""The learner from samples: what it finds, what it spends, what it refuses."""
+
+import math
+
+import pytest
+import torch
+
+from myna.errors import InputError
+from myna.evaluate.distance import enumerate_distance
+from myna.learn.asker import Asker
+from myna.learn.check import check_copy
+from myna.learn.from_samples import learn_sampled
+from myna.learn.report import Structure
+from myna.learn.sampled_report import Projection, SampledSettings
+from myna.lowrank.student import Student
+from myna.teachers.copies import CopyTeacher
+from myna.teachers.ledger import Budget, Ledger
+from myna.teachers.oracle import as_samples
+from myna.teachers.uri import open_teacher
+
+
+def learned(uri, budget, seed=0, **settings):
+    """Only completions are offered, so nothing else can be asked."""
+    teacher = open_teacher(uri)
+    limit = {"tokens": budget} if settings.get("count_prompts") else {"sampled_tokens": budget}
+    ledger = Ledger(as_samples(teacher), Budget(**limit), seed)
+    result = learn_sampled(
+        ledger, SampledSettings(budget, **settings), torch.Generator().manual_seed(seed)
+    )
+    return teacher, ledger, result
+
+
+def variation(teacher, student):
+    return enumerate_distance(Ledger(teacher).laws("certify"), student).total_variation
+
+
+def test_parity_needs_words_that_reach_the_label():
+    teacher, ledger, result = learned("zoo:parity?bits=8&noise=0.1&seed=1", 120_000)
+    assert variation(teacher, result.student) < 0.05  # .4 for a copy blind to the parity
+    assert result.report.rounds >= 2
+    assert any(cut.words for cut in result.report.cuts)
+    assert ledger.total().sampled_tokens == result.report.sampled_tokens <= 120_000
+    assert set(result.report.accounts) == {"learn", "check"}
+
+
+def test_a_hidden_markov_model_varying_and_stationary():
+    uri = "zoo:hmm?states=3&symbols=3&horizon=6&concentration=0.4&seed=3"
+    for structure in (Structure.TIME_VARYING, Structure.STATIONARY):
+        teacher, _, result = learned(uri, 100_000, structure=structure)
+        assert variation(teacher, result.student) < 0.05
+        assert isinstance(result.student, Student)
+        best = max(value for _, value in result.report.stages)
+        assert best == pytest.approx(result.report.mean_log_likelihood, abs=1e-9)
+
+
+def test_independent_tokens_have_rank_one():
+    _, _, result = learned("zoo:unigram?symbols=3&horizon=4", 50_000)
+    assert sum(result.report.ranks) <= 5  # twenty tests at level .001 a cut may err once
+
+
+def test_strings_that_stop():
+    teacher, ledger, result = learned("zoo:markov?symbols=3&horizon=4", 30_000)
+    assert variation(teacher, result.student) < 0.05
+    teacher, ledger, result = learned("zoo:registers?k=1&stop=0.4", 20_000)
+    assert 10_000 < ledger.total().sampled_tokens <= 20_000
+    drawn = teacher.sample(2000, torch.Generator().manual_seed(5))
+    uniform = -drawn.lengths.double() * math.log(teacher.spec.num_tokens)
+    gained = float((result.student.score(drawn) - uniform).mean())
+    assert gained > 0.5 * float((teacher.score(drawn) - uniform).mean())
+
+
+def test_prompts_count_where_asked():
+    _, ledger, result = learned("zoo:hmm?states=2&symbols=3&horizon=5", 60_000, count_prompts=True)
+    total = ledger.total()
+    assert total.tokens_sent + total.tokens_received <= 60_000
+    assert result.report.prompt_tokens == total.tokens_sent > 0
+
+
+@pytest.mark.parametrize("kind", list(Projection))
+def test_projected_students_stay_near(kind):
+    teacher, _, result = learned("zoo:hmm?states=2&symbols=3&horizon=5", 60_000, projection=kind)
+    assert variation(teacher, result.student) < 0.08
+    assert (result.report.outside is None) == (kind is Projection.NONE)
+
+
+def test_the_same_seed_gives_the_same_copy():
+    runs = [learned("zoo:hmm?states=2&symbols=2&horizon=4", 20_000)[2] for _ in range(2)]
+    assert runs[0].student.spec.fingerprint == runs[1].student.spec.fingerprint
+
+
+def test_a_budget_too_small_says_what_it_takes():
+    with pytest.raises(InputError, match="too small.*raise the budget"):
+        learned("zoo:parity?bits=16", 300)
+
+
+def test_the_check_is_unbiased_and_sees_a_wrong_copy():
+    """Against itself the estimate is within noise of zero; against another law it is not."""
+    teacher = open_teacher("zoo:hmm?states=3&symbols=3&horizon=4&concentration=0.5")
+    wrong = CopyTeacher(learned("zoo:unigram?symbols=3&horizon=4", 20_000)[2].student)
+    asker = Asker(Ledger(teacher).samples("check"), 10**9, count_prompts=False)
+    strings = asker.strings(400, None)
+    right = check_copy(asker, teacher, strings, 50_000).report
+    assert abs(right.kl_nats) < 4 * right.standard_error and right.contradicted == 0
+    other = check_copy(asker, wrong, strings, 50_000)
+    assert other.report.kl_nats > 5 * other.report.standard_error
+    assert other.contradicted or other.report.kl_nats > 0.05
+
+
+def test_answers_are_kept_once_with_their_counts():
+    ledger = Ledger(open_teacher("zoo:parity?bits=4"))
+    asker = Asker(ledger.samples("learn"), 10**6, count_prompts=False)
+    asker.ask([(), (0,), (1, 0)], 50, 2)
+    asker.ask([(0,), (1, 1)], 30, 2)
+    evidence = asker.evidence()
+    assert float(evidence.counts.sum()) == 3 * 50 + 2 * 30
+    assert evidence.sampled_tokens == ledger.total().sampled_tokens == asker.spent
+    packed = torch.cat([evidence.given[:, None], evidence.tokens], 1)
+    assert len(torch.unique(packed, dim=0)) == len(packed)
