@@ -19,6 +19,7 @@ import argparse
 import itertools
 import math
 import time
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -30,7 +31,7 @@ from sampled import Rows, em, em_from, fresh_variation, kept_rows, ours, plain
 from myna.app.picture import write_picture
 from myna.learn.baum_welch import EmSettings, HmmParameters
 from myna.learn.report import Structure
-from myna.lowrank.student import Strings
+from myna.lowrank.student import Strings, Student
 from myna.teachers.hmm import Hmm
 
 _NOTE = "EM ends when an iteration gains less than 1e-8 nats a token, or at 2,000 iterations"
@@ -100,7 +101,7 @@ def cross(teacher: Hmm, draws: int, seed: int) -> dict:
     started = time.perf_counter()
     told: dict = {"draws": draws}
     try:
-        tensor = tn.cross(
+        tensor: Any = tn.cross(
             function=joint, domain=[torch.arange(symbols).double() for _ in range(horizon)],
             function_arg="matrix", ranks_tt=8, kickrank=3, rmax=16, eps=1e-8, max_iter=10,
             verbose=False, suppress_warnings=True,
@@ -159,7 +160,14 @@ def run(part: str, chosen: argparse.Namespace) -> None:
             rows.add({**row, **far, **told})
 
 
-def learned(part, teacher, truth, structure, row, chosen):
+def learned(
+    part: str,
+    teacher: Hmm,
+    truth: HmmParameters,
+    structure: Structure,
+    row: dict,
+    chosen: argparse.Namespace,
+) -> tuple[Student | None, dict]:
     """One student of one learner, and what it tells."""
     seed, budget = row["seed"], row["budget"]
     if part == "ours":

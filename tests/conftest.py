@@ -5,6 +5,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+# the suite's matrices are small: threads would only wait for each other
+torch.set_num_threads(1)
+
 settings.register_profile("default", deadline=None, max_examples=25)
 settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")

@@ -7,10 +7,13 @@ import torch
 
 from myna.errors import FormatError, InputError
 from myna.lowrank.model import LowRankModel
+from myna.lowrank.projected import ProjectedModel
+from myna.lowrank.region import Truncate
 from myna.lowrank.step import Step
-from myna.teachers.copies import load_copy, open_copy, save_copy
+from myna.teachers.copies import CopyTeacher, load_copy, open_copy, save_copy
 from myna.teachers.ledger import Ledger
 from myna.teachers.prefixes import Prefixes
+from myna.teachers.uri import open_teacher
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +26,55 @@ def test_round_trip_is_exact(tmp_path, model):
     saved = load_copy(tmp_path / "s")
     assert saved.model.spec == model.spec
     assert saved.about["teacher"] == "a function" and "commit" in saved.about
-    assert torch.equal(saved.model.first, model.first)
-    for a, b in zip(saved.model.steps, model.steps, strict=True):
+    assert torch.equal(saved.low_rank.first, model.first)
+    for a, b in zip(saved.low_rank.steps, model.steps, strict=True):
         assert torch.equal(a.laws, b.laws) and torch.equal(a.change, b.change)
         assert a.histories == b.histories
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["model.json", "model.safetensors"]
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+def projected(model):
+    """Truncation at every step but the first."""
+    regions = tuple(Truncate(0.4) if t else None for t in range(len(model.steps)))
+    return ProjectedModel.of(model, regions)
+
+
+def test_projected_models_come_back_exactly(tmp_path):
+    """A hidden Markov teacher, whose coefficients mix, so that truncation changes scores."""
+    model = catalogue.learned(open_teacher("zoo:hmm?states=3&symbols=4&horizon=5")).student
+    kept = projected(model)
+    save_copy(tmp_path / "s", kept, {"teacher": "a function"})
+    saved = load_copy(tmp_path / "s")
+    assert isinstance(saved.model, ProjectedModel)
+    assert saved.model.spec == kept.spec and saved.model.regions == kept.regions
+    assert saved.projection == "truncate" and saved.low_rank.ranks == model.ranks
+    drawn = kept.sample(50, torch.Generator().manual_seed(0))
+    assert torch.equal(saved.model.score(drawn), kept.score(drawn))
+    assert not torch.allclose(kept.score(drawn), model.score(drawn))
+    assert torch.equal(open_copy(tmp_path / "s").score(drawn), kept.score(drawn))
+
+
+def test_versions_tell_a_projection(tmp_path, model):
+    for name, student, version in (("plain", model, 1), ("kept", projected(model), 2)):
+        save_copy(tmp_path / name, student, {})
+        text = json.loads((tmp_path / name / "model.json").read_text())
+        assert text["version"] == version and ("projection" in text) == (version == 2)
+    path = tmp_path / "kept" / "model.json"
+    text["projection"]["regions"][1]["bound"] = 5.0
+    path.write_text(json.dumps(text))
+    with pytest.raises(FormatError, match="do not match the fingerprint"):
+        load_copy(tmp_path / "kept")
+    del text["projection"]
+    path.write_text(json.dumps(text))
+    with pytest.raises(FormatError, match="lacks or garbles"):
+        load_copy(tmp_path / "kept")
+
+
+def test_only_low_rank_models_are_saved(tmp_path, model):
+    with pytest.raises(InputError, match="only a low-rank model or a projected one"):
+        save_copy(tmp_path / "s", CopyTeacher(model), {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_saved_copies_are_teachers(tmp_path, model):

@@ -23,10 +23,13 @@ import torch
 
 from myna.errors import InputError
 from myna.learn.asker import Asker
+from myna.learn.baum_welch import EmSettings
 from myna.learn.check import Check, check_copy
+from myna.learn.hidden_start import refine_hmm
 from myna.learn.refine import Refined, held_out_nats, low_rank, refine, unrolled
 from myna.learn.report import Structure
 from myna.learn.sampled_report import (
+    Kind,
     Projection,
     SampledReport,
     SampledResult,
@@ -45,6 +48,7 @@ _LEAST_STRINGS = 50  # plain strings without which nothing useful can be said
 _HELD_OUT = 0.3  # of the check's tokens: whole strings; the rest are next tokens
 _TRUNCATED_AT = 2.0  # the spanner bound: exact coefficients over a spanner are no larger
 _HULL_POINTS, _FRESH_POINTS = 200, 100  # histories that make a hull, and that judge it
+_MORE = 2  # dimensions tried at a time beyond the test's rank
 _LEAST_HORIZON = 8  # tokens from which one basis for all cuts is tried beside
 _POOLED = 0.05  # share of the budget for that table
 _STATIONARY_TOKENS = 20  # lengths of histories in a stationary hull
@@ -86,7 +90,11 @@ def learn_sampled(
     started = time.perf_counter()
     run = _Run(ledger, settings, generator, progress)
     refined, check = run.learn()
-    model = run.copy(refined)
+    model, stages = run.copy(refined), refined.stages
+    if settings.kind is Kind.HMM:
+        model = run.hidden(model)
+        stages = (*stages, ("hidden Markov", held_out_nats(model, run.held_out)))
+        check = run.check(model)
     student, outside = _projected(model, settings.projection, generator)
     total = ledger.total()
     report = SampledReport(
@@ -96,7 +104,7 @@ def learn_sampled(
         cuts=run.survey.reports(),
         check=check.report,
         mean_log_likelihood=held_out_nats(model, run.held_out),
-        stages=refined.stages,
+        stages=stages,
         outside=outside,
         accounts=ledger.accounts(),
         sampled_tokens=total.sampled_tokens,
@@ -158,24 +166,54 @@ class _Run:
     def learn(self) -> tuple[Refined, Check]:
         """Rounds of survey, refine and check, then the last one with all that is left."""
         settings = self.settings
-        purse = int((1 - _HELD_OUT) * self.checker.left / (settings.max_rounds + 1))
+        self._purse = int((1 - _HELD_OUT) * self.checker.left / (settings.max_rounds + 2))
         for last in [*[False] * (settings.max_rounds - 1), True]:
             refined = self._round()
-            self._tell("check", self.survey)
-            check = check_copy(self.checker, self.copy(refined), self.held_out, purse)
+            check = self.check(self.copy(refined))
             new = [self.survey.add_word(string) for string in check.contradicted[:2]]
             if last or not any(new):
                 break
         self._spend_rest()
-        refined = self._with_stationary(self._round())
-        self._tell("check", self.survey)
-        return refined, check_copy(self.checker, self.copy(refined), self.held_out, purse)
+        refined = self._with_stationary(self._grown(self.survey))
+        return refined, self.check(self.copy(refined))
 
-    def _round(self) -> Refined:
-        self._tell("survey", self.survey)
-        self.survey.read()
-        self._tell("refine", self.survey)
-        return self._refined(self.survey)
+    def check(self, model: LowRankModel) -> Check:
+        """Fresh next tokens, as many as the check's purse still buys."""
+        self._tell("check", self.survey)
+        return check_copy(self.checker, model, self.held_out, self._purse)
+
+    def hidden(self, model: LowRankModel) -> LowRankModel:
+        """Hidden Markov parameters started at the low-rank copy, by maximum likelihood."""
+        states = self.settings.states or max(model.ranks)
+        settings = EmSettings(structure=self.structure)
+        found, _ = refine_hmm(
+            model, self.asker.evidence(), None, states, self.structure, settings, self.generator
+        )
+        return found
+
+    def _round(self, survey: Survey | None = None) -> Refined:
+        survey = survey or self.survey
+        self._tell("survey", survey)
+        survey.read()
+        self._tell("refine", survey)
+        return self._refined(survey)
+
+    def _grown(self, survey: Survey) -> Refined:
+        """For one basis for all cuts: more dimensions while held-out strings prefer them.
+
+        A table's test finds the dimensions that stand out of one table's noise; the
+        likelihood of all answers can see further ones.
+        """
+        best = self._round(survey)
+        while survey.stationary and self.settings.refine and survey.rank > 1:
+            if survey.rank + _MORE > self.settings.max_rank:
+                break
+            survey.extra += _MORE
+            grown = self._round(survey)
+            if _value(grown) <= _value(best):
+                break
+            best = grown
+        return best
 
     def _refined(self, survey: Survey) -> Refined:
         spec, evidence = self.asker.spec, self.asker.evidence()
@@ -193,11 +231,9 @@ class _Run:
             return refined
         part = dataclasses.replace(settings, table=_POOLED)
         pooled = Survey(self.asker, self.plain, part, Structure.STATIONARY)
-        pooled.read()
-        other = self._refined(pooled)
-        (name, value) = max(other.stages, key=lambda stage: stage[1])
-        stages = (*refined.stages, (f"stationary {name}", value))
-        if value <= max(value for _, value in refined.stages):
+        other = self._grown(pooled)
+        stages = (*refined.stages, ("stationary", _value(other)))
+        if _value(other) <= _value(refined):
             return Refined(refined.operators, stages)
         return Refined(unrolled(other.operators, self.length), stages)
 
@@ -212,6 +248,11 @@ class _Run:
     def copy(self, refined: Refined) -> LowRankModel:
         """The low-rank model of some operators."""
         return low_rank(refined.operators, self.asker.spec)
+
+
+def _value(refined: Refined) -> float:
+    """Held-out nats a token of the stage that was kept."""
+    return max(value for _, value in refined.stages)
 
 
 def _joined(first: Strings, second: Strings) -> Strings:

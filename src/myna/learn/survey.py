@@ -52,6 +52,7 @@ class Survey:
         self._tables = [Rows() for _ in range(1 if self.stationary else self._longest)]
         self._bases: list[CutBasis] = []
         self.rounds = 0
+        self.extra = 0
 
     @property
     def rank(self) -> int:
@@ -112,7 +113,7 @@ class Survey:
         preferred = self._bases[0].histories if self._bases else ()
         for _ in range(_PASSES):
             surveyor.measure(table, rows, purse / _PASSES, words / _PASSES)
-            basis = surveyor.basis(table, rows, list(cuts), preferred)
+            basis = surveyor.basis(table, rows, list(cuts), preferred, self.extra)
             preferred = basis.histories
             lacking = [h for h in self._children(basis, table) if h not in rows]
             if not lacking:
@@ -120,7 +121,7 @@ class Survey:
             rows += lacking
         else:
             surveyor.measure(table, rows, purse / _PASSES, words / _PASSES)
-            basis = surveyor.basis(table, rows, list(cuts), preferred)
+            basis = surveyor.basis(table, rows, list(cuts), preferred, self.extra)
         return basis
 
     def _children(self, basis: CutBasis, table: Rows) -> list[History]:

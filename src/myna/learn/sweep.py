@@ -164,8 +164,12 @@ class Surveyor:
         histories: list[History],
         cuts: Sequence[int],
         preferred: Sequence[History],
+        extra: int = 0,
     ) -> CutBasis:
-        """Rank, factors, spanner and coefficients of one table."""
+        """Rank, factors, spanner and coefficients of one table.
+
+        extra: dimensions kept beyond the rank that the test finds, where that exceeds one
+        """
         o = self._asker.spec.num_tokens
         finest, *coarser = [self.classes(cuts, k) for k in range(self.suffix, 0, -1)]
         short = torch.cat([torch.stack([rows.short[h] for h in histories]), finest])
@@ -175,10 +179,11 @@ class Surveyor:
         found = sketch(CutTable(histories, short, rows.words, deep))
         n = len(histories)
         rank = self._rank(short, found, n, coarser)
+        wanted = rank.rank + (extra if rank.rank > 1 else 0)
         mass = torch.ones(len(short), 1).double()
         values = torch.cat([found.values, mass], 1)
         spread = torch.cat([found.spread, 0.1 * found.spread[:, :1]], 1)
-        left, _ = weighted_factors(values, spread, max(1, min(rank.rank, n)))
+        left, _ = weighted_factors(values, spread, max(1, min(wanted, n)))
         chosen = self._spanner(left[:n], histories, preferred)
         c = torch.linalg.lstsq(left[chosen].T, left[:n].T).solution.T
         total = c.sum(1, keepdim=True)
