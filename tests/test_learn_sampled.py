@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from myna.errors import InputError
+from myna.errors import BudgetExhausted, InputError
 from myna.evaluate.distance import enumerate_distance
 from myna.learn.asker import Asker
 from myna.learn.check import check_copy
 from myna.learn.from_samples import learn_sampled
 from myna.learn.report import Structure
-from myna.learn.sampled_report import Projection, SampledSettings
+from myna.learn.sampled_report import Kind, Projection, SampledSettings
 from myna.lowrank.student import Student
 from myna.teachers.copies import CopyTeacher
 from myna.teachers.ledger import Budget, Ledger
@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_copy():
 
 
 def test_a_budget_too_small_says_what_it_takes():
-    with pytest.raises(InputError, match="too small.*raise the budget"):
+    with pytest.raises(InputError, match=r"too small.*raise the budget"):
         learned("zoo:parity?bits=16", 300)
 
 
@@ -116,3 +116,18 @@ def test_answers_are_kept_once_with_their_counts():
     assert evidence.sampled_tokens == ledger.total().sampled_tokens == asker.spent
     packed = torch.cat([evidence.given[:, None], evidence.tokens], 1)
     assert len(torch.unique(packed, dim=0)) == len(packed)
+
+
+def test_a_budget_that_tables_cannot_keep_says_so():
+    with pytest.raises(BudgetExhausted, match=r"no useful copy.*try 4,000"):
+        learned("zoo:parity?bits=4", 2_000)
+
+
+def test_a_hidden_markov_student():
+    uri = "zoo:hmm?states=2&symbols=3&horizon=5&concentration=0.3&seed=1"
+    teacher, _, result = learned(
+        uri, 60_000, structure=Structure.STATIONARY, kind=Kind.HMM, states=2
+    )
+    assert result.student.transitions is not None  # hidden Markov form
+    assert variation(teacher, result.student) < 0.12  # the climb from the start can end short
+    assert result.report.stages[-1][0] == "hidden Markov"

@@ -1,5 +1,6 @@
 """The likelihood of low-rank operators, its gradient, and the ascents."""
 
+import itertools
 import math
 
 import pytest
@@ -21,7 +22,7 @@ TEACHER = RandomHmm(states=3, symbols=3, horizon=5).teacher()
 def random_operators(seed, ranks=(1, 3, 2, 2, 3, 1), tokens=3):
     generator = torch.Generator().manual_seed(seed)
     steps = []
-    for here, there in zip(ranks[:-1], ranks[1:], strict=True):
+    for here, there in itertools.pairwise(ranks):
         table = torch.rand((tokens, here, there), generator=generator, dtype=torch.float64) + 0.1
         steps.append(table / table.sum((0, 2), keepdim=True))
     return Operators(torch.ones(ranks[0], dtype=torch.float64) / ranks[0], tuple(steps))

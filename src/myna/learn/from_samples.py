@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import torch
 
-from myna.errors import InputError
+from myna.errors import BudgetExhausted, InputError
 from myna.learn.asker import Asker
 from myna.learn.baum_welch import EmSettings
 from myna.learn.check import Check, check_copy
@@ -85,11 +85,17 @@ def learn_sampled(
     Raises:
         InputError: where the budget is too small for anything useful, or the structure
             cannot fit the teacher.
+        BudgetExhausted: where the least that tables and checks need does not fit.
         TeacherError: where an answer is no completion.
     """
     started = time.perf_counter()
-    run = _Run(ledger, settings, generator, progress)
-    refined, check = run.learn()
+    try:
+        run = _Run(ledger, settings, generator, progress)
+        refined, check = run.learn()
+    except BudgetExhausted as stop:
+        raise BudgetExhausted(
+            f"{stop}; so few tokens buy no useful copy of this teacher, try {2 * settings.budget:,}"
+        ) from stop
     model, stages = run.copy(refined), refined.stages
     if settings.kind is Kind.HMM:
         model = run.hidden(model)

@@ -135,7 +135,7 @@ class SampledReport:
     rounds: times that tables were read
     cuts: one entry a cut
     check: the last check; the estimated error
-    mean_log_likelihood: of all recorded answers under the copy, nats a generated token
+    mean_log_likelihood: of held-out strings under the copy, nats a token
     stages: that figure after each stage: spanner, then each stage of refinement
     outside: share of fresh histories whose coefficients lie outside K, None without K
     accounts: what each purpose spent
