@@ -5,8 +5,10 @@ import pytest
 import torch
 from hypothesis import settings
 
-# the suite's matrices are small: threads would only wait for each other
+# the suite's matrices are small: threads would only wait for each other, here and in the
+# commands that tests start
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 settings.register_profile("default", deadline=None, max_examples=25)
 settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True)

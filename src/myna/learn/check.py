@@ -39,7 +39,7 @@ class Check(NamedTuple):
 def check_copy(asker: Asker, student: Student, strings: Strings, purse: int) -> Check:
     """Draw next tokens after prefixes of fresh strings, up to a purse, at every cut."""
     longest = int(strings.lengths.max())
-    each = max(1, purse // sum(DRAWS * asker.price(t, 1) for t in range(longest)))
+    each = max(2, purse // sum(DRAWS * asker.price(t, 1) for t in range(longest)))
     sums, variance, prefixes = 0.0, 0.0, 0
     found: list[tuple[float, History]] = []
     for t in range(longest):

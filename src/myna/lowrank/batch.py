@@ -145,7 +145,7 @@ def score_columns(
 def filter_columns(
     first: Float[Tensor, " rank"],
     steps: Sequence[Step],
-    transitions: Sequence[Float[Tensor, "rank next_rank"]],
+    transitions: Sequence[Float[Tensor, "_ _"]],
     columns: Int[Tensor, "width batch"],
     alive: list[int],
 ) -> Float[Tensor, " batch"]:
