@@ -15,6 +15,7 @@ from torch import Tensor
 from myna.learn.evidence import Evidence
 from myna.learn.table import History
 from myna.lowrank.student import Strings
+from myna.teachers.draws import joined
 from myna.teachers.ledger import SamplesView
 from myna.teachers.prefixes import Prefixes
 
@@ -88,14 +89,10 @@ class Asker:
     def _keep(self, prompts: Prefixes, tokens: Tensor, lengths: Tensor) -> None:
         """Prompt and completion run together, one row a draw, equal rows merged."""
         batch, count, width = tokens.shape
-        given = prompts.lengths.repeat_interleave(count)
-        head = prompts.tokens.shape[1]
-        rows = torch.full((batch * count, head + width), -1, dtype=torch.int64)
-        rows[:, :head] = prompts.tokens.repeat_interleave(count, 0)
-        columns = given[:, None] + torch.arange(width)
-        rows.scatter_(1, columns, tokens.reshape(batch * count, width))
-        flat = lengths.reshape(-1)
-        self._parts.append(merged(rows, given + flat, given, torch.ones(len(flat)).double()))
+        repeated = prompts.take(torch.arange(batch).repeat_interleave(count))
+        rows = joined(repeated, tokens.reshape(batch * count, width)).tokens
+        given, drawn = repeated.lengths, lengths.reshape(-1)
+        self._parts.append(merged(rows, given + drawn, given, torch.ones(len(drawn)).double()))
 
     def evidence(self) -> Evidence:
         """All answers so far, equal rows merged."""

@@ -6,7 +6,8 @@ copy's law q, E[k_o (k_o - 1)] = n (n - 1) p_o^2, so
     chi^2(x) = sum_o k_o (k_o - 1) / (n (n - 1) q_o) - 1
 
 has mean sum_o (p_o - q_o)^2 / q_o exactly, however few the draws. Half of its mean, added
-up over cuts, is KL(P || Q) of a string to second order. A prefix contradicts the copy
+up over cuts, is KL(P || Q) of a string to second order where prefixes are drawn from P; here
+each distinct prefix counts once, so at early cuts rare prefixes weigh more than they should. A prefix contradicts the copy
 where its Pearson statistic stands far outside its null distribution: then the copy lacks
 a dimension there, and the prefix's suffixes are futures that will show it.
 """

@@ -18,7 +18,6 @@ words, and in pooling by a test.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -172,11 +171,3 @@ def _word_columns(
         torch.nn.functional.pad(values, pad),
         torch.nn.functional.pad(spread, pad, value=torch.inf),
     )
-
-
-def next_laws(
-    histories: Sequence[History], counts: Float[Tensor, "history token"], pseudo: float
-) -> Float[Tensor, "history token"]:
-    """Smoothed next-token laws: counts plus `pseudo` draws of the mean law."""
-    mean = (counts.sum(0) + 0.5) / (counts.sum() + 0.5 * counts.shape[1])
-    return (counts + pseudo * mean) / (counts.sum(1, keepdim=True) + pseudo)

@@ -41,7 +41,7 @@ from myna.lowrank.divergence import Divergence
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.projected import ProjectedModel
 from myna.lowrank.region import Box, Hull, Region, Truncate, fraction_outside
-from myna.lowrank.student import Strings, Student
+from myna.lowrank.student import Strings, Student, stacked
 from myna.teachers.ledger import Ledger
 
 _LEAST_STRINGS = 50  # plain strings without which nothing useful can be said
@@ -148,7 +148,7 @@ class _Run:
         self.survey = Survey(self.asker, self.plain, settings, self.structure)
 
     def _refuse_small(self) -> None:
-        least = _LEAST_STRINGS * self.length / min(self.settings.plain, 1.0)
+        least = _LEAST_STRINGS * self.length / self.settings.plain
         if self.settings.budget < least:
             raise InputError(
                 f"a budget of {self.settings.budget:,} tokens is too small: {_LEAST_STRINGS} whole "
@@ -162,7 +162,7 @@ class _Run:
         while found is None or asker.spent + self.length <= end:
             count = max(1, (end - asker.spent) // self.length)
             more = asker.strings(count, self.limit)
-            found = more if found is None else _joined(found, more)
+            found = more if found is None else stacked(found, more)
         return found
 
     def _tell(self, stage: str, survey: Survey | None) -> None:
@@ -173,11 +173,11 @@ class _Run:
         """Rounds of survey, refine and check, then the last one with all that is left."""
         settings = self.settings
         self._purse = int((1 - _HELD_OUT) * self.checker.left / (settings.max_rounds + 2))
-        for last in [*[False] * (settings.max_rounds - 1), True]:
+        for _ in range(settings.max_rounds):
             refined = self._round()
             check = self.check(self.copy(refined))
             new = [self.survey.add_word(string) for string in check.contradicted[:2]]
-            if last or not any(new):
+            if not any(new):
                 break
         self._spend_rest()
         refined = self._with_stationary(self._grown(self.survey))
@@ -222,11 +222,12 @@ class _Run:
         return best
 
     def _refined(self, survey: Survey) -> Refined:
-        spec, evidence = self.asker.spec, self.asker.evidence()
-        start = survey.operators(1.0)
+        spec = self.asker.spec
         if not self.settings.refine:
-            raw = low_rank(survey.operators(0.0), spec)
-            return Refined(survey.operators(0.0), (("spanner", held_out_nats(raw, self.held_out)),))
+            raw = survey.operators(0.0)
+            value = held_out_nats(low_rank(raw, spec), self.held_out)
+            return Refined(raw, (("spanner", value),))
+        evidence, start = self.asker.evidence(), survey.operators(1.0)
         return refine(start, evidence, self.held_out, spec, self.generator)
 
     def _with_stationary(self, refined: Refined) -> Refined:
@@ -248,7 +249,7 @@ class _Run:
         kept = 0.07 * self.settings.budget
         purse = int(self.asker.left - kept)
         if purse >= self.length:
-            self.plain = _joined(self.plain, self._strings(self.asker, purse))
+            self.plain = stacked(self.plain, self._strings(self.asker, purse))
             self.survey.add_plain(self.plain)
 
     def copy(self, refined: Refined) -> LowRankModel:
@@ -259,15 +260,6 @@ class _Run:
 def _value(refined: Refined) -> float:
     """Held-out nats a token of the stage that was kept."""
     return max(value for _, value in refined.stages)
-
-
-def _joined(first: Strings, second: Strings) -> Strings:
-    width = max(first.tokens.shape[1], second.tokens.shape[1])
-    tokens = [
-        torch.nn.functional.pad(part.tokens, (0, width - part.tokens.shape[1]), value=-1)
-        for part in (first, second)
-    ]
-    return Strings(torch.cat(tokens), torch.cat([first.lengths, second.lengths]))
 
 
 def _reason(check: Check) -> str:

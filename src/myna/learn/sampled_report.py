@@ -113,8 +113,8 @@ class CheckReport:
 
     prefixes: prefixes drawn from the teacher, over all cuts
     draws: next tokens a prefix
-    kl_nats: half of the sum over cuts of the mean chi-square distance of the laws, an
-        unbiased estimate of KL(P || Q) a string to second order; it may be below zero
+    kl_nats: half of the sum over cuts of the mean chi-square distance of the laws over
+        distinct prefixes, near KL(P || Q) a string to second order; it may be below zero
     standard_error: of kl_nats
     contradicted: prefixes whose draws the copy makes all but impossible
     """

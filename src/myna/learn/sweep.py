@@ -222,7 +222,7 @@ class Surveyor:
                 values, spread = short_columns(counts)
                 views.append(values / spread)
         if not bool(torch.isfinite(found.spread).all()):
-            views.append((found.values / found.spread)[:histories])
+            views.append(found.whitened[:histories])
         tests = [noisy_rank(view, self._level, self._max_rank) for view in views]
         return max(tests, key=lambda test: test.rank)
 

@@ -14,13 +14,13 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from myna.learn.report import ExactSettings, Verification
 from myna.learn.table import History
 from myna.lowrank.model import LowRankModel
-from myna.lowrank.student import Strings
+from myna.lowrank.student import Strings, stacked
 from myna.teachers.ledger import LawsView
 from myna.teachers.prefixes import Prefixes
 
@@ -57,7 +57,7 @@ class Verifier:
         limit = None if self._view.spec.horizon else self._settings.max_tokens
         drawn = self._enough(lambda n: self._from_teacher(n, limit))
         own = self._enough(lambda n: student.sample(n, self._generator, limit))
-        batch = _stacked(drawn, own)
+        batch = stacked(drawn, own)
         worst, histories, found = self._walk(student, batch)
         verification = Verification(
             teacher_strings=len(drawn.lengths),
@@ -79,7 +79,7 @@ class Verifier:
         batch = sample(self._settings.verify_strings)
         while (seen := int(batch.lengths.sum())) < wanted:
             mean = max(1.0, seen / len(batch.lengths))
-            batch = _stacked(batch, sample(math.ceil((wanted - seen) / mean)))
+            batch = stacked(batch, sample(math.ceil((wanted - seen) / mean)))
         return batch
 
     def _walk(
@@ -117,13 +117,3 @@ def _deviation(
 
 def _rows(batch: Strings) -> list[History]:
     return Prefixes(*batch).rows()
-
-
-def _stacked(first: Strings, second: Strings) -> Strings:
-    """Both batches one below the other."""
-    width = max(first.tokens.shape[1], second.tokens.shape[1])
-    tokens: list[Int[Tensor, "batch width"]] = [
-        torch.nn.functional.pad(part.tokens.cpu(), (0, width - part.tokens.shape[1]), value=-1)
-        for part in (first, second)
-    ]
-    return Strings(torch.cat(tokens), torch.cat([first.lengths.cpu(), second.lengths.cpu()]))

@@ -23,10 +23,12 @@ from torch import Tensor
 from myna.lowrank.likelihood import Operators, Rows, backward_pass, forward_pass, log_likelihood
 
 
-def with_pseudo_counts(
-    operators: Operators, value: float, gradient: Operators, pseudo: float
-) -> tuple[float, Operators]:
-    """Add sum over basis members of pseudo x mean_o log L[i, o]: a barrier at the simplex."""
+def penalised(operators: Operators, rows: Rows, pseudo: float) -> tuple[float, Operators]:
+    """Log-likelihood plus pseudo x mean over basis members of sum_o log L[i, o], and gradient.
+
+    The second term is a barrier at the simplex of the basis' laws.
+    """
+    value, gradient = log_likelihood(operators, rows)
     grads = []
     for step, grad in zip(operators.steps, gradient.steps, strict=True):
         laws = step.sum(2)
@@ -131,8 +133,7 @@ def maximise(
 
     def evaluate(numbers: Tensor) -> tuple[float, Tensor]:
         model = _shaped(numbers, start)
-        value, gradient = log_likelihood(model, rows)
-        value, gradient = with_pseudo_counts(model, value, gradient, pseudo)
+        value, gradient = penalised(model, rows, pseudo)
         return value * scale, _flat(tangent(gradient)) * scale
 
     blocks = fisher(start, rows)
@@ -175,8 +176,7 @@ def maximise_positive(
 
     def evaluate(numbers: Tensor) -> tuple[float, Tensor]:
         here = model(numbers)
-        value, gradient = log_likelihood(here, rows)
-        value, gradient = with_pseudo_counts(here, value, gradient, pseudo)
+        value, gradient = penalised(here, rows, pseudo)
         joint = [a * g for a, g in zip(here.steps, gradient.steps, strict=True)]
         steps = tuple(
             j - a * j.sum((0, 2), keepdim=True) for a, j in zip(here.steps, joint, strict=True)

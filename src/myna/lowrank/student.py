@@ -96,6 +96,16 @@ def strings(rows: list[list[int]]) -> Strings:
     return Strings(tokens, lengths)
 
 
+def stacked(first: Strings, second: Strings) -> Strings:
+    """Both batches one below the other, on the CPU."""
+    width = max(first.tokens.shape[1], second.tokens.shape[1])
+    tokens: list[Int[Tensor, "batch width"]] = [
+        torch.nn.functional.pad(part.tokens.cpu(), (0, width - part.tokens.shape[1]), value=-1)
+        for part in (first, second)
+    ]
+    return Strings(torch.cat(tokens), torch.cat([first.lengths.cpu(), second.lengths.cpu()]))
+
+
 def check_strings(spec: Spec, batch: Strings) -> None:
     """Refuse tokens outside the alphabet, an early stop, and too many tokens.
 

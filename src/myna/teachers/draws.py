@@ -128,7 +128,7 @@ def complete_by_laws(
     alive = (limits > 0).nonzero()[:, 0]
     position = 0
     while len(alive):
-        histories = _joined(rows.take(alive), drawn[alive, :position])
+        histories = joined(rows.take(alive), drawn[alive, :position])
         tokens = draw(teacher.laws(histories).cpu(), dice.take(alive).roll(position))
         drawn = widened(drawn, position)
         drawn[alive, position] = tokens
@@ -167,7 +167,7 @@ def draw_limits(
     return limits if spec.horizon is None else torch.minimum(limits, spec.horizon - lengths)
 
 
-def _joined(prefixes: Prefixes, suffix: Int[Tensor, "rows width"]) -> Prefixes:
+def joined(prefixes: Prefixes, suffix: Int[Tensor, "rows width"]) -> Prefixes:
     """Each prefix followed by its own suffix, all suffixes of one length."""
     rows, width = prefixes.tokens.shape
     tokens = torch.full((rows, width + suffix.shape[1]), -1, dtype=torch.int64)
