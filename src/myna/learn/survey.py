@@ -61,7 +61,7 @@ class Survey:
 
     def add_plain(self, plain: Strings) -> None:
         """More plain draws for the classes."""
-        self._surveyor.plain = plain
+        self._surveyor.use_plain(plain)
 
     def add_word(self, string: History) -> bool:
         """The law after `string` was wrong: its suffixes become words; whether any is new."""

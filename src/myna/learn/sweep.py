@@ -80,13 +80,19 @@ class Surveyor:
         spanner_bound: float,
     ):
         """Decide how far tables look: as far as the number of short futures allows."""
-        self._asker, self.plain = asker, plain
+        self._asker = asker
+        self.use_plain(plain)
         self._level, self._max_rank, self._bound = level, max_rank, spanner_bound
         o = asker.spec.num_tokens
         longest = asker.spec.horizon or 3
         looks = [k for k in (1, 2, 3) if k <= max(1, longest // 2)]
         self.look = max(k for k in looks if k == 1 or (o + 1) ** k <= _SHORT_FUTURES)
         self.suffix = max(k for k in (1, 2, 3, 4, 5, 6) if k == 1 or o**k <= _CLASSES)
+
+    def use_plain(self, plain: Strings) -> None:
+        """Plain draws that make the classes; classes of earlier ones are forgotten."""
+        self.plain = plain
+        self._classes: dict[tuple[tuple[int, ...], int], Tensor] = {}
 
     def measure(
         self, rows: Rows, histories: Sequence[History], purse: float, deep_purse: float
@@ -152,6 +158,13 @@ class Surveyor:
         flat = which[which >= 0] * size + code[which >= 0]
         return torch.bincount(flat, minlength=len(top) * size).reshape(len(top), size).double()
 
+    def _kept_classes(self, cuts: Sequence[int], suffix: int) -> Float[Tensor, "class future"]:
+        """`classes`, counted once: a table is read several times over the same draws."""
+        place = (tuple(cuts), suffix)
+        if place not in self._classes:
+            self._classes[place] = self.classes(cuts, suffix)
+        return self._classes[place]
+
     def sampled_histories(self, cut: int, count: int = _EXTRA) -> list[History]:
         """Prefixes of plain draws at a cut: the first ones, always the same."""
         reach = self.plain.lengths > cut
@@ -171,7 +184,7 @@ class Surveyor:
         extra: dimensions kept beyond the rank that the test finds, where that exceeds one
         """
         o = self._asker.spec.num_tokens
-        finest, *coarser = [self.classes(cuts, k) for k in range(self.suffix, 0, -1)]
+        finest, *coarser = [self._kept_classes(cuts, k) for k in range(self.suffix, 0, -1)]
         short = torch.cat([torch.stack([rows.short[h] for h in histories]), finest])
         deep = torch.zeros(len(rows.words), len(histories), o).double()
         for j, word in enumerate(rows.words):
