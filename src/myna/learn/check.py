@@ -1,17 +1,18 @@
 """Fresh prefixes against a copy: its error estimated, and where it is contradicted.
 
-At prefixes x of fresh plain strings, n next tokens are drawn. With counts k_o and the
-copy's law q, E[k_o (k_o - 1)] = n (n - 1) p_o^2, so
+At a prefix x of fresh plain strings n next tokens are drawn (n = 16 for each time that x was
+drawn). With counts k_o and the copy's law q, E[k_o (k_o - 1)] = n (n - 1) p_o^2, so
 
     chi^2(x) = sum_o k_o (k_o - 1) / (n (n - 1) q_o) - 1
 
-has mean sum_o (p_o - q_o)^2 / q_o exactly, however few the draws. Half of its mean, added
-up over cuts, is KL(P || Q) of a string to second order where prefixes are drawn from P; here
-each distinct prefix counts once, so at early cuts rare prefixes weigh more than they should. A prefix contradicts the copy
-where its Pearson statistic stands far outside its null distribution: then the copy lacks
-a dimension there, and the prefix's suffixes are futures that will show it.
+has mean sum_o (p_o - q_o)^2 / q_o exactly, however few the draws. Half of its mean over
+prefixes, as often as they were drawn, added up over cuts, is KL(P || Q) of a string to second
+order. A prefix contradicts the copy where its Pearson statistic stands far outside its null
+distribution, or stands out at a cut where all prefixes together do: then the copy lacks a
+dimension there, and the prefix's suffixes are futures that will show it.
 """
 
+import collections
 import math
 from typing import NamedTuple
 
@@ -20,13 +21,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.learn.asker import Asker
+from myna.learn.misfit import LEAST, pearson_excess
 from myna.learn.sampled_report import CheckReport
 from myna.learn.table import History
 from myna.lowrank.student import Strings, Student
 
 DRAWS = 16  # next tokens a prefix
 _FAR = 7.0  # standard deviations of Pearson's statistic that contradict
-_LEAST = 1e-4  # probabilities of the copy are taken as at least this
+_FAR_TOGETHER = 5.0  # the same of all prefixes at a cut together; then each beyond 2 does
+_FAR_THERE = 2.0
 _KEPT = 4  # contradicted prefixes reported, the clearest first
 
 
@@ -37,42 +40,57 @@ class Check(NamedTuple):
     contradicted: tuple[History, ...]
 
 
-def check_copy(asker: Asker, student: Student, strings: Strings, purse: int) -> Check:
-    """Draw next tokens after prefixes of fresh strings, up to a purse, at every cut."""
+def check_copy(asker: Asker, student: Student, strings: Strings, purse: int, first: int = 0) -> Check:
+    """Draw next tokens after prefixes of fresh strings, up to a purse, at every cut.
+
+    first: the string to begin with, so that a later check reads others
+    """
     longest = int(strings.lengths.max())
     each = max(2, purse // sum(DRAWS * asker.price(t, 1) for t in range(longest)))
     sums, variance, prefixes = 0.0, 0.0, 0
     found: list[tuple[float, History]] = []
     for t in range(longest):
-        rows = strings.tokens[(strings.lengths > t)][:each, :t]
+        alive = strings.tokens[strings.lengths > t]
+        rows = alive.roll(-first, 0)[:each, :t]
         reach = len(rows) / max(1, min(each, len(strings.lengths)))
-        histories = list(dict.fromkeys(tuple(row) for row in rows.tolist()))
-        if not histories:
+        times = collections.Counter(tuple(row) for row in rows.tolist())
+        if not times:
             break
-        tokens = asker.ask(histories, DRAWS, 1)[:, :, 0]
-        law = _laws(student, histories).clamp(min=_LEAST)
+        counts, histories = _drawn(asker, times)
+        law = _laws(student, histories).clamp(min=LEAST)
         law = law / law.sum(1, keepdim=True)
-        counts = torch.stack([(tokens == o).sum(1) for o in range(law.shape[1])], 1).double()
-        chi = (counts * (counts - 1) / law).sum(1) / (DRAWS * (DRAWS - 1)) - 1
-        sums += reach * float(chi.mean()) / 2
-        variance += (reach / 2) ** 2 * float(chi.var(correction=0)) / len(chi)
+        draws, weight = counts.sum(1), counts.sum(1) / counts.sum()
+        chi = (counts * (counts - 1) / law).sum(1) / (draws * (draws - 1)) - 1
+        mean = float(weight @ chi)
+        sums += reach * mean / 2
+        # of prefixes, and never below that of draws alone where the copy is right
+        spread = (chi - mean).square() * len(chi) / max(1, len(chi) - 1)
+        null = 2 * (law.shape[1] - 1) / (draws * (draws - 1))
+        variance += (reach / 2) ** 2 * float(weight.square() @ torch.maximum(spread, null))
         prefixes += len(histories)
-        far = _pearson(counts, law)
-        found += [(float(far[i]), histories[i]) for i in (far > _FAR).nonzero()[:, 0].tolist() if t]
+        excess, deviation = pearson_excess(counts, law)
+        far = excess / deviation.sqrt()
+        together = float(far.sum()) / math.sqrt(len(far)) > _FAR_TOGETHER
+        limit = _FAR_THERE if together else _FAR
+        found += [
+            (float(far[i]), histories[i]) for i in (far > limit).nonzero()[:, 0].tolist() if t
+        ]
     found.sort(key=lambda pair: -pair[0])
     report = CheckReport(prefixes, DRAWS, sums, math.sqrt(variance), len(found))
     return Check(report, tuple(history for _, history in found[:_KEPT]))
 
 
-def _pearson(
-    counts: Float[Tensor, "history token"], law: Float[Tensor, "history token"]
-) -> Float[Tensor, " history"]:
-    """Pearson's statistic less its mean, over its standard deviation (Haldane 1937)."""
-    draws, size = DRAWS, law.shape[1]
-    expected = draws * law
-    statistic = ((counts - expected).square() / expected).sum(1)
-    spread = 2 * (size - 1) + ((1 / law).sum(1) - size**2 - 2 * size + 2) / draws
-    return (statistic - (size - 1)) / spread.clamp(min=1.0).sqrt()
+def _drawn(
+    asker: Asker, times: dict[History, int]
+) -> tuple[Float[Tensor, "history token"], list[History]]:
+    """Next-token counts, `DRAWS` draws for each time that a prefix came up; in that order."""
+    size, counts, histories = asker.spec.num_tokens, [], []
+    for number in sorted(set(times.values())):
+        some = [history for history, often in times.items() if often == number]
+        tokens = asker.ask(some, number * DRAWS, 1)[:, :, 0]
+        counts.append(torch.stack([(tokens == o).sum(1) for o in range(size)], 1).double())
+        histories += some
+    return torch.cat(counts), histories
 
 
 def _laws(student: Student, histories: list[History]) -> Float[Tensor, "history token"]:

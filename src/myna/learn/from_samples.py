@@ -25,7 +25,9 @@ from myna.errors import BudgetExhausted, InputError
 from myna.learn.asker import Asker
 from myna.learn.baum_welch import EmSettings
 from myna.learn.check import Check, check_copy
+from myna.learn.evidence import Evidence
 from myna.learn.hidden_start import refine_hmm
+from myna.learn.misfit import misfits
 from myna.learn.refine import Refined, held_out_nats, low_rank, refine, unrolled
 from myna.learn.report import Structure
 from myna.learn.sampled_report import (
@@ -48,6 +50,8 @@ _LEAST_STRINGS = 50  # plain strings without which nothing useful can be said
 _HELD_OUT = 0.3  # of the check's tokens: whole strings; the rest are next tokens
 _TRUNCATED_AT = 2.0  # the spanner bound: exact coefficients over a spanner are no larger
 _HULL_POINTS, _FRESH_POINTS = 200, 100  # histories that make a hull, and that judge it
+_EXPLORING = 100_000  # rows of evidence that refine a copy which is only to be checked
+_NEW_WORDS = 2  # contradicted prefixes whose suffixes become futures in a round
 _MORE = 2  # dimensions tried at a time beyond the test's rank
 _LEAST_HORIZON = 8  # tokens from which one basis for all cuts is tried beside
 _POOLED = 0.05  # share of the budget for that table
@@ -146,6 +150,7 @@ class _Run:
         self.plain = self._strings(self.asker, int(settings.plain * settings.budget))
         self.held_out = self._strings(self.checker, int(_HELD_OUT * check))
         self.survey = Survey(self.asker, self.plain, settings, self.structure)
+        self._checks = 0
 
     def _refuse_small(self) -> None:
         least = _LEAST_STRINGS * self.length / self.settings.plain
@@ -174,19 +179,34 @@ class _Run:
         settings = self.settings
         self._purse = int((1 - _HELD_OUT) * self.checker.left / (settings.max_rounds + 2))
         for _ in range(settings.max_rounds):
-            refined = self._round()
+            refined = self._round(most_rows=_EXPLORING)
             check = self.check(self.copy(refined))
-            new = [self.survey.add_word(string) for string in check.contradicted[:2]]
-            if not any(new):
+            if not self._learned_words(refined, check):
                 break
         self._spend_rest()
         refined = self._with_stationary(self._grown(self.survey))
         return refined, self.check(self.copy(refined))
 
+    def _learned_words(self, refined: Refined, check: Check) -> bool:
+        """New futures from the prefixes that contradict a copy; whether there were any.
+
+        The recorded answers speak first: they are many and cost nothing more.
+        """
+        recorded = misfits(refined.operators, self.asker.evidence())
+        strings = [misfit.history for misfit in recorded if misfit.cut] + list(check.contradicted)
+        new = 0
+        for string in strings:
+            new += self.survey.add_word(string)
+            if new == _NEW_WORDS:
+                break
+        return new > 0
+
     def check(self, model: LowRankModel) -> Check:
         """Fresh next tokens, as many as the check's purse still buys."""
         self._tell("check", self.survey)
-        return check_copy(self.checker, model, self.held_out, self._purse)
+        first = self._checks * len(self.held_out.lengths) // (self.settings.max_rounds + 2)
+        self._checks += 1
+        return check_copy(self.checker, model, self.held_out, self._purse, first)
 
     def hidden(self, model: LowRankModel) -> LowRankModel:
         """Hidden Markov parameters started at the low-rank copy, by maximum likelihood."""
@@ -197,12 +217,12 @@ class _Run:
         )
         return found
 
-    def _round(self, survey: Survey | None = None) -> Refined:
+    def _round(self, survey: Survey | None = None, most_rows: int | None = None) -> Refined:
         survey = survey or self.survey
         self._tell("survey", survey)
         survey.read()
         self._tell("refine", survey)
-        return self._refined(survey)
+        return self._refined(survey, most_rows)
 
     def _grown(self, survey: Survey) -> Refined:
         """For one basis for all cuts: more dimensions while held-out strings prefer them.
@@ -221,13 +241,16 @@ class _Run:
             best = grown
         return best
 
-    def _refined(self, survey: Survey) -> Refined:
+    def _refined(self, survey: Survey, most_rows: int | None) -> Refined:
         spec = self.asker.spec
         if not self.settings.refine:
             raw = survey.operators(0.0)
             value = held_out_nats(low_rank(raw, spec), self.held_out)
             return Refined(raw, (("spanner", value),))
         evidence, start = self.asker.evidence(), survey.operators(1.0)
+        if most_rows is not None and len(evidence.lengths) > most_rows:
+            some = torch.randperm(len(evidence.lengths), generator=self.generator)[:most_rows]
+            evidence = Evidence(*(column[some] for column in evidence))
         return refine(start, evidence, self.held_out, spec, self.generator)
 
     def _with_stationary(self, refined: Refined) -> Refined:

@@ -64,8 +64,7 @@ def fisher(operators: Operators, rows: Rows, ridge: float = 1e-3) -> Fisher:
         torch.zeros_like(operators.first), tuple(torch.zeros_like(s) for s in operators.steps)
     )
     for tree in rows.trees:
-        states, chances = forward_pass(operators, tree)
-        backward_pass(operators, tree, states, chances, scratch, (left, right))
+        backward_pass(operators, tree, forward_pass(operators, tree), scratch, (left, right))
     mass = [blocks.diagonal(dim1=1, dim2=2).sum(1) for blocks in left]
     return Fisher(
         tuple(
@@ -222,8 +221,8 @@ def visits(operators: Operators, rows: Rows) -> list[Float[Tensor, " rank"]]:
     """How often each coefficient is in use at each step: sum of reads x a."""
     found = [a.new_zeros(a.shape[1]) for a in operators.steps]
     for tree in rows.trees:
-        states, _ = forward_pass(operators, tree)
-        for t, (level, state) in enumerate(zip(tree, states, strict=True)):
+        before = forward_pass(operators, tree).before
+        for t, (level, state) in enumerate(zip(tree, before, strict=True)):
             found[min(t, len(found) - 1)] += level.reads @ state
     return found
 

@@ -71,13 +71,17 @@ class Rows:
         lengths: Int[Tensor, " row"],
         given: Int[Tensor, " row"],
         counts: Float[Tensor, " row"],
+        block: int = _BLOCK,
     ) -> "Rows":
-        """Rows tokens[i, : lengths[i]] of which the first given[i] were the prompt."""
+        """Rows tokens[i, : lengths[i]] of which the first given[i] were the prompt.
+
+        block: rows in one tree; prefixes of rows on both sides of a border are in two trees
+        """
         kept = (lengths > given).nonzero()[:, 0]
         order = kept[torch.from_numpy(np.lexsort(tokens[kept].cpu().numpy().T[::-1])).to(kept)]
         trees = tuple(
             _tree(tokens[part], lengths[part], given[part], counts[part])
-            for part in order.split(_BLOCK)
+            for part in order.split(block)
         )
         return Rows(trees, float((counts * (lengths - given)).sum()))
 
@@ -108,36 +112,48 @@ def log_likelihood(operators: Operators, rows: Rows) -> tuple[float, Operators]:
     )
     total = 0.0
     for tree in rows.trees:
-        states, chances = forward_pass(operators, tree)
-        for level, chance in zip(tree, chances, strict=True):
+        passed = forward_pass(operators, tree)
+        for level, chance in zip(tree, passed.chances, strict=True):
             if not float(chance.min()) > 0:
                 return -math.inf, gradient
             total += float(level.reads @ chance.log())
-        backward_pass(operators, tree, states, chances, gradient)
+        backward_pass(operators, tree, passed, gradient)
     return total, gradient
 
 
-def forward_pass(operators: Operators, tree: Sequence[Level]) -> tuple[list[Tensor], list[Tensor]]:
-    """The row a of every node's parent, in the node's place, and the chance q of its token."""
+class Passed(NamedTuple):
+    """What the forward pass keeps of a tree, level by level.
+
+    states: the row a of every node of the level above
+    before: the same row in the place of each node that follows it
+    chances: q of each node's token
+    """
+
+    states: list[Float[Tensor, "parent rank"]]
+    before: list[Float[Tensor, "node rank"]]
+    chances: list[Float[Tensor, " node"]]
+
+
+def forward_pass(operators: Operators, tree: Sequence[Level]) -> Passed:
+    """Bayes' rule down a tree."""
     state = operators.first[None]
-    states, chances = [], []
+    passed = Passed([], [], [])
     for t, level in enumerate(tree):
         step = operators.steps[min(t, len(operators.steps) - 1)]
-        before = state[level.parents]
+        before = state.index_select(0, level.parents)
         moved = before.new_empty((len(before), step.shape[2]))
         apply_in_order(step, before, level.counts, moved)
         chance = moved.sum(1)
-        states.append(before)
-        chances.append(chance)
+        for kept, found in zip(passed, (state, before, chance), strict=True):
+            kept.append(found)
         state = moved / chance.clamp(min=torch.finfo(chance.dtype).tiny)[:, None]
-    return states, chances
+    return passed
 
 
 def backward_pass(
     operators: Operators,
     tree: Sequence[Level],
-    states: list[Tensor],
-    chances: list[Tensor],
+    passed: Passed,
     gradient: Operators,
     moments: tuple[list[Tensor], list[Tensor]] | None = None,
 ) -> None:
@@ -148,12 +164,12 @@ def backward_pass(
     behind = None
     for t in reversed(range(len(tree))):
         level, which = tree[t], min(t, len(operators.steps) - 1)
-        step, into, before = operators.steps[which], gradient.steps[which], states[t]
+        step, into, before = operators.steps[which], gradient.steps[which], passed.before[t]
         # 1. b = d l / d u at every node
         bent = level.reads[:, None].expand(-1, step.shape[2])
         if behind is not None:
             bent = behind + bent
-        bent = bent / chances[t][:, None]
+        bent = bent / passed.chances[t][:, None]
         # 2. a (x) b, token by token;   3. A b, added up over the children of each parent
         moved = before.new_empty((len(before), step.shape[1]))
         start = 0
