@@ -40,7 +40,9 @@ class Check(NamedTuple):
     contradicted: tuple[History, ...]
 
 
-def check_copy(asker: Asker, student: Student, strings: Strings, purse: int, first: int = 0) -> Check:
+def check_copy(
+    asker: Asker, student: Student, strings: Strings, purse: int, first: int = 0
+) -> Check:
     """Draw next tokens after prefixes of fresh strings, up to a purse, at every cut.
 
     first: the string to begin with, so that a later check reads others

@@ -50,7 +50,10 @@ _LEAST_STRINGS = 50  # plain strings without which nothing useful can be said
 _HELD_OUT = 0.3  # of the check's tokens: whole strings; the rest are next tokens
 _TRUNCATED_AT = 2.0  # the spanner bound: exact coefficients over a spanner are no larger
 _HULL_POINTS, _FRESH_POINTS = 200, 100  # histories that make a hull, and that judge it
-_EXPLORING = 100_000  # rows of evidence that refine a copy which is only to be checked
+_EXPLORING = 1_000_000  # tokens of evidence that refine a copy which is only to be checked
+_LESS = 0.5  # of tables' and words' shares for hidden Markov students: strings are their evidence
+_KEPT_BACK = 0.07  # of the budget, for the tables that are read last
+_CONVERGED = 1e-7  # nats a token: an iteration that gains less ends a hidden Markov climb
 _NEW_WORDS = 2  # contradicted prefixes whose suffixes become futures in a round
 _MORE = 2  # dimensions tried at a time beyond the test's rank
 _LEAST_HORIZON = 8  # tokens from which one basis for all cuts is tried beside
@@ -135,6 +138,9 @@ class _Run:
         progress: Callable[[SampledProgress], None],
     ):
         spec = ledger.spec
+        if settings.kind is Kind.HMM:
+            less = {"table": _LESS * settings.table, "words": _LESS * settings.words}
+            settings = dataclasses.replace(settings, **less)
         self.settings, self.generator, self.progress = settings, generator, progress
         self.structure = settings.structure or (
             Structure.STATIONARY if spec.horizon is None else Structure.TIME_VARYING
@@ -179,12 +185,15 @@ class _Run:
         settings = self.settings
         self._purse = int((1 - _HELD_OUT) * self.checker.left / (settings.max_rounds + 2))
         for _ in range(settings.max_rounds):
-            refined = self._round(most_rows=_EXPLORING)
+            refined = self._round(most_tokens=_EXPLORING)
             check = self.check(self.copy(refined))
             if not self._learned_words(refined, check):
                 break
-        self._spend_rest()
-        refined = self._with_stationary(self._grown(self.survey))
+        self._spend_rest(_KEPT_BACK)
+        if settings.kind is Kind.HMM and settings.states is not None:
+            refined = self._round()  # its rank decides nothing
+        else:
+            refined = self._with_stationary(self._grown(self.survey))
         return refined, self.check(self.copy(refined))
 
     def _learned_words(self, refined: Refined, check: Check) -> bool:
@@ -192,7 +201,9 @@ class _Run:
 
         The recorded answers speak first: they are many and cost nothing more.
         """
-        recorded = misfits(refined.operators, self.asker.evidence())
+        plain = self._fitted.given == 0
+        strings = Evidence(*(column[plain] for column in self._fitted))
+        recorded = misfits(refined.operators, strings)
         strings = [misfit.history for misfit in recorded if misfit.cut] + list(check.contradicted)
         new = 0
         for string in strings:
@@ -211,18 +222,18 @@ class _Run:
     def hidden(self, model: LowRankModel) -> LowRankModel:
         """Hidden Markov parameters started at the low-rank copy, by maximum likelihood."""
         states = self.settings.states or max(model.ranks)
-        settings = EmSettings(structure=self.structure)
-        found, _ = refine_hmm(
-            model, self.asker.evidence(), None, states, self.structure, settings, self.generator
-        )
+        self._spend_rest(0.0)
+        settings = EmSettings(structure=self.structure, tolerance_nats=_CONVERGED)
+        evidence = self.asker.evidence()
+        found, _ = refine_hmm(model, evidence, states, settings, self.generator)
         return found
 
-    def _round(self, survey: Survey | None = None, most_rows: int | None = None) -> Refined:
+    def _round(self, survey: Survey | None = None, most_tokens: int | None = None) -> Refined:
         survey = survey or self.survey
         self._tell("survey", survey)
         survey.read()
         self._tell("refine", survey)
-        return self._refined(survey, most_rows)
+        return self._refined(survey, most_tokens)
 
     def _grown(self, survey: Survey) -> Refined:
         """For one basis for all cuts: more dimensions while held-out strings prefer them.
@@ -241,16 +252,19 @@ class _Run:
             best = grown
         return best
 
-    def _refined(self, survey: Survey, most_rows: int | None) -> Refined:
+    def _refined(self, survey: Survey, most_tokens: int | None) -> Refined:
         spec = self.asker.spec
         if not self.settings.refine:
             raw = survey.operators(0.0)
             value = held_out_nats(low_rank(raw, spec), self.held_out)
             return Refined(raw, (("spanner", value),))
         evidence, start = self.asker.evidence(), survey.operators(1.0)
-        if most_rows is not None and len(evidence.lengths) > most_rows:
-            some = torch.randperm(len(evidence.lengths), generator=self.generator)[:most_rows]
+        if most_tokens is not None and evidence.sampled_tokens > most_tokens:
+            rows = len(evidence.lengths)
+            kept = max(1, rows * most_tokens // evidence.sampled_tokens)
+            some = torch.randperm(rows, generator=self.generator)[:kept]
             evidence = Evidence(*(column[some] for column in evidence))
+        self._fitted = evidence
         return refine(start, evidence, self.held_out, spec, self.generator)
 
     def _with_stationary(self, refined: Refined) -> Refined:
@@ -267,10 +281,9 @@ class _Run:
             return Refined(refined.operators, stages)
         return Refined(unrolled(other.operators, self.length), stages)
 
-    def _spend_rest(self) -> None:
-        """What later tables may still ask stays; the rest buys plain strings."""
-        kept = 0.07 * self.settings.budget
-        purse = int(self.asker.left - kept)
+    def _spend_rest(self, kept: float) -> None:
+        """A share of the budget is kept for later tables; the rest buys plain strings."""
+        purse = int(self.asker.left - kept * self.settings.budget)
         if purse >= self.length:
             self.plain = stacked(self.plain, self._strings(self.asker, purse))
             self.survey.add_plain(self.plain)

@@ -34,7 +34,6 @@ _LLOYD = 15  # sweeps of k-means
 _TRIALS = 4  # random combinations that are diagonalised
 _SWEEPS = 15  # of expectation maximisation before starts are compared
 _SHARE = 0.05  # mixed in of the mean row, so that no start has zeros
-_HELD_OUT = 0.05  # of the rows, where no validation is given
 
 
 def hidden_start(
@@ -66,41 +65,21 @@ def hidden_start(
 def refine_hmm(
     student: LowRankModel,
     evidence: Evidence,
-    validation: Evidence | None,
     states: int,
-    structure: Structure,
     settings: EmSettings,
     generator: torch.Generator,
 ) -> tuple[LowRankModel, EmReport]:
-    """The student in hidden Markov form, its likelihood climbed and stopped early.
+    """The student in hidden Markov form, its likelihood climbed.
 
-    validation: held-out answers; None holds out 5% of the rows, chosen by the generator
+    Nothing is held out: S (S + O) parameters lose half of their number, over the number of
+    strings, in nats a string, and strings that were held out would cost more than that.
 
     Raises:
         InputError: as `hidden_start` and `fit_hmm`.
     """
-    if validation is None:
-        evidence, validation = held_out(evidence, generator)
-    start = hidden_start(student, evidence, states, structure, generator)
-    parameters, report = fit_hmm(evidence, start, settings, validation)
+    start = hidden_start(student, evidence, states, settings.structure, generator)
+    parameters, report = fit_hmm(evidence, start, settings)
     return parameters.model(student.spec), report
-
-
-def held_out(evidence: Evidence, generator: torch.Generator) -> tuple[Evidence, Evidence]:
-    """The rows in two random parts: 95% to fit, 5% (at least one row) to validate.
-
-    Raises:
-        InputError: fewer than two rows.
-    """
-    rows = len(evidence.lengths)
-    if rows < 2:
-        raise InputError(f"holding rows out needs at least 2 of them, got {rows}; draw more")
-    kept = max(1, int(_HELD_OUT * rows))
-    order = _order(rows, generator, evidence.tokens.device)
-    fit, validate = order[kept:], order[:kept]
-    return Evidence(*(part[fit] for part in evidence)), Evidence(
-        *(part[validate] for part in evidence)
-    )
 
 
 def _order(rows: int, generator: torch.Generator, device: torch.device) -> Int[Tensor, " row"]:

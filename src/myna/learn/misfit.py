@@ -23,7 +23,8 @@ from myna.learn.table import History
 from myna.lowrank.likelihood import Level, Operators, Rows, forward_pass
 
 LEAST = 1e-4  # probabilities of the copy are taken as at least this
-_FAR = 6.0  # standard deviations of a length's sum that contradict the copy
+_FAR = 6.0  # standard deviations of a length's sum that contradict the copy, and
+_LEAST_NATS = 2e-3  # what it must be worth a draw: half of the mean chi-square distance
 
 
 class Misfit(NamedTuple):
@@ -62,7 +63,8 @@ def misfits(operators: Operators, evidence: Evidence) -> tuple[Misfit, ...]:
         law = (states[t][parents] @ step.sum(2).T).clamp(min=LEAST)
         excess, variance = pearson_excess(counts, law / law.sum(1, keepdim=True))
         together = float(excess.sum()) / float(variance.sum()) ** 0.5
-        if together > _FAR:
+        nats = float(excess.sum() / counts.sum()) / 2
+        if together > _FAR and nats > _LEAST_NATS:
             clearest = int(parents[(excess / variance.sqrt()).argmax()])
             found.append(Misfit(t, together, _history(tree, t, clearest)))
     return tuple(sorted(found, key=lambda misfit: -misfit.excess))
