@@ -80,7 +80,8 @@ def sketch(table: CutTable) -> Sketch:
     futures = size
     while futures <= table.short.shape[1]:
         counts = table.short.reshape(len(table.short), futures, -1).sum(2)
-        parts.append(short_columns(counts))
+        # few rows with many draws say which futures are worth a column of their own
+        parts.append(short_columns(counts, table.short.sum(1).mean()))
         futures *= size
     ratio, relative = _word_ratios(table)
     for j in range(len(table.words)):
@@ -90,11 +91,16 @@ def sketch(table: CutTable) -> Sketch:
     return Sketch(values, spread)
 
 
-def short_columns(counts: Float[Tensor, "row future"]) -> tuple[Tensor, Tensor]:
-    """Frequencies over sqrt(D), rare futures together in the last column."""
+def short_columns(
+    counts: Float[Tensor, "row future"], typical: Float[Tensor, ""]
+) -> tuple[Tensor, Tensor]:
+    """Frequencies over sqrt(D), rare futures together in the last column.
+
+    typical: draws a row; a future expected fewer than `_FEW` times among so many is rare
+    """
     draws = counts.sum(1, keepdim=True)
     mean = counts.sum(0) / counts.sum().clamp(min=1)
-    common = mean * draws.median() >= _FEW
+    common = mean * typical >= _FEW
     merged = torch.cat([counts[:, common], counts[:, ~common].sum(1, keepdim=True)], 1)
     mean = merged.sum(0) / merged.sum().clamp(min=1)
     merged, mean = merged[:, mean > 0], mean[mean > 0]

@@ -51,7 +51,8 @@ _HELD_OUT = 0.3  # of the check's tokens: whole strings; the rest are next token
 _TRUNCATED_AT = 2.0  # the spanner bound: exact coefficients over a spanner are no larger
 _HULL_POINTS, _FRESH_POINTS = 200, 100  # histories that make a hull, and that judge it
 _EXPLORING = 1_000_000  # tokens of evidence that refine a copy which is only to be checked
-_LESS = 0.5  # of tables' and words' shares for hidden Markov students: strings are their evidence
+_START = 200_000  # the same where the copy is only the start of a hidden Markov student,
+_LESS, _START_ROUNDS = 0.5, 2  # whose evidence is strings: less of tables and words, few rounds
 _KEPT_BACK = 0.07  # of the budget, for the tables that are read last
 _CONVERGED = 1e-7  # nats a token: an iteration that gains less ends a hidden Markov climb
 _NEW_WORDS = 2  # contradicted prefixes whose suffixes become futures in a round
@@ -139,8 +140,7 @@ class _Run:
     ):
         spec = ledger.spec
         if settings.kind is Kind.HMM:
-            less = {"table": _LESS * settings.table, "words": _LESS * settings.words}
-            settings = dataclasses.replace(settings, **less)
+            settings = _for_a_start(settings)
         self.settings, self.generator, self.progress = settings, generator, progress
         self.structure = settings.structure or (
             Structure.STATIONARY if spec.horizon is None else Structure.TIME_VARYING
@@ -183,15 +183,16 @@ class _Run:
     def learn(self) -> tuple[Refined, Check]:
         """Rounds of survey, refine and check, then the last one with all that is left."""
         settings = self.settings
+        exploring = _START if settings.kind is Kind.HMM else _EXPLORING
         self._purse = int((1 - _HELD_OUT) * self.checker.left / (settings.max_rounds + 2))
         for _ in range(settings.max_rounds):
-            refined = self._round(most_tokens=_EXPLORING)
+            refined = self._round(most_tokens=exploring)
             check = self.check(self.copy(refined))
             if not self._learned_words(refined, check):
                 break
         self._spend_rest(_KEPT_BACK)
         if settings.kind is Kind.HMM and settings.states is not None:
-            refined = self._round()  # its rank decides nothing
+            refined = self._round(most_tokens=exploring)  # its rank decides nothing
         else:
             refined = self._with_stationary(self._grown(self.survey))
         return refined, self.check(self.copy(refined))
@@ -291,6 +292,16 @@ class _Run:
     def copy(self, refined: Refined) -> LowRankModel:
         """The low-rank model of some operators."""
         return low_rank(refined.operators, self.asker.spec)
+
+
+def _for_a_start(settings: SampledSettings) -> SampledSettings:
+    """The plan of a budget that buys a hidden Markov student."""
+    return dataclasses.replace(
+        settings,
+        table=_LESS * settings.table,
+        words=_LESS * settings.words,
+        max_rounds=min(_START_ROUNDS, settings.max_rounds),
+    )
 
 
 def _value(refined: Refined) -> float:

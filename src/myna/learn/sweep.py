@@ -232,7 +232,7 @@ class Surveyor:
         for rows in (rows for rows in several if len(rows)):
             for look in range(1, self.look + 1):
                 counts = rows.reshape(len(rows), (o + 1) ** look, -1).sum(2)
-                values, spread = short_columns(counts)
+                values, spread = short_columns(counts, counts.sum(1).median())
                 views.append(values / spread)
         if not bool(torch.isfinite(found.spread).all()):
             views.append(found.whitened[:histories])
