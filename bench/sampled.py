@@ -59,11 +59,19 @@ def fresh_variation(teacher: SteppedTeacher, student: Student, strings: int) -> 
 
 
 def ours(
-    teacher: SteppedTeacher, budget: int, seed: int, structure: Structure | None = None
+    teacher: SteppedTeacher,
+    budget: int,
+    seed: int,
+    structure: Structure | None = None,
+    *,
+    refine: bool = True,
 ) -> tuple[Student | None, dict]:
-    """Our student by the default settings; None with the sentence where it refuses."""
+    """Our student by the default settings; None with the sentence where it refuses.
+
+    refine: False to see the spanner's copy alone
+    """
     ledger = Ledger(teacher, seed=seed)
-    settings = SampledSettings(budget=budget, structure=structure)
+    settings = SampledSettings(budget=budget, structure=structure, refine=refine)
     try:
         result = learn_sampled(ledger, settings, torch.Generator().manual_seed(seed))
     except InputError as error:

@@ -4,7 +4,7 @@ import torch
 from myna.errors import InputError
 from myna.learn.baum_welch import EmSettings, HmmParameters, fit_hmm
 from myna.learn.evidence import Evidence
-from myna.learn.hidden_start import hidden_start, refine_hmm
+from myna.learn.hidden_start import hidden_start, merged_states, refine_hmm
 from myna.learn.report import Structure
 from myna.lowrank.model import LowRankModel
 from myna.spec import Spec, numbered
@@ -54,6 +54,21 @@ def test_refining_climbs_to_where_an_iteration_gains_nothing(generator):
     values = [point.log_likelihood for point in report.trace]
     assert values[-1] == max(values) > values[0]
     assert student.transitions is not None
+
+
+def test_merging_undoes_a_split_state():
+    """States that were one, with its mass divided unevenly, become it again: the same law."""
+    whole = truth()
+    first, moves, emits = whole.initial, whole.transition[0], whole.emission[0]
+    part = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    wide = HmmParameters(
+        torch.cat([first[:2], first[2] * part]),
+        torch.cat([moves[:, :2], moves[:, 2:] * part], 1)[[0, 1, 2, 2]][None],
+        emits[[0, 1, 2, 2]][None],
+    )
+    found = merged_states(wide, 3, 12)
+    for table, expected in zip(found.tables, whole.tables, strict=True):
+        assert torch.allclose(table, expected, atol=1e-6)
 
 
 def test_no_states_and_no_strings_are_refused(generator):

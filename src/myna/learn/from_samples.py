@@ -28,7 +28,15 @@ from myna.learn.check import Check, check_copy
 from myna.learn.evidence import Evidence
 from myna.learn.hidden_start import refine_hmm
 from myna.learn.misfit import misfits
-from myna.learn.refine import Refined, held_out_nats, low_rank, refine, unrolled
+from myna.learn.refine import (
+    Refined,
+    continued,
+    held_out_nats,
+    low_rank,
+    refine,
+    some_rows,
+    unrolled,
+)
 from myna.learn.report import Structure
 from myna.learn.sampled_report import (
     Kind,
@@ -51,6 +59,7 @@ _HELD_OUT = 0.3  # of the check's tokens: whole strings; the rest are next token
 _TRUNCATED_AT = 2.0  # the spanner bound: exact coefficients over a spanner are no larger
 _HULL_POINTS, _FRESH_POINTS = 200, 100  # histories that make a hull, and that judge it
 _EXPLORING = 1_000_000  # tokens of evidence that refine a copy which is only to be checked
+_GROWING = 2_000_000  # the same where the rank is chosen; the chosen one goes on over all
 _START = 200_000  # the same where the copy is only the start of a hidden Markov student,
 _LESS, _START_ROUNDS = 0.5, 2  # whose evidence is strings: less of tables and words, few rounds
 _KEPT_BACK = 0.07  # of the budget, for the tables that are read last
@@ -242,15 +251,18 @@ class _Run:
         A table's test finds the dimensions that stand out of one table's noise; the
         likelihood of all answers can see further ones.
         """
-        best = self._round(survey)
-        while survey.stationary and self.settings.refine and survey.rank > 1:
-            if survey.rank + _MORE > self.settings.max_rank:
-                break
+        best, tried = self._round(survey, _GROWING), survey.stationary and self.settings.refine
+        while tried and survey.rank > 1 and survey.rank + _MORE <= self.settings.max_rank:
             survey.extra += _MORE
-            grown = self._round(survey)
+            grown = self._round(survey, _GROWING)
             if _value(grown) <= _value(best):
+                survey.extra -= _MORE
+                survey.read()
                 break
             best = grown
+        evidence = self.asker.evidence()
+        if self.settings.refine and evidence.sampled_tokens > _GROWING:
+            best = continued(best, evidence, self.held_out, self.asker.spec)
         return best
 
     def _refined(self, survey: Survey, most_tokens: int | None) -> Refined:
@@ -258,13 +270,10 @@ class _Run:
         if not self.settings.refine:
             raw = survey.operators(0.0)
             value = held_out_nats(low_rank(raw, spec), self.held_out)
-            return Refined(raw, (("spanner", value),))
+            return Refined(raw, (("spanner", value),), survey.operators(1.0))
         evidence, start = self.asker.evidence(), survey.operators(1.0)
-        if most_tokens is not None and evidence.sampled_tokens > most_tokens:
-            rows = len(evidence.lengths)
-            kept = max(1, rows * most_tokens // evidence.sampled_tokens)
-            some = torch.randperm(rows, generator=self.generator)[:kept]
-            evidence = Evidence(*(column[some] for column in evidence))
+        if most_tokens is not None:
+            evidence = some_rows(evidence, most_tokens, self.generator)
         self._fitted = evidence
         return refine(start, evidence, self.held_out, spec, self.generator)
 
@@ -279,8 +288,9 @@ class _Run:
         other = self._grown(pooled)
         stages = (*refined.stages, ("stationary", _value(other)))
         if _value(other) <= _value(refined):
-            return Refined(refined.operators, stages)
-        return Refined(unrolled(other.operators, self.length), stages)
+            return refined._replace(stages=stages)
+        signed, positive = (unrolled(o, self.length) for o in (other.operators, other.positive))
+        return Refined(signed, stages, positive)
 
     def _spend_rest(self, kept: float) -> None:
         """A share of the budget is kept for later tables; the rest buys plain strings."""

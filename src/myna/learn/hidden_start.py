@@ -15,9 +15,13 @@ give. Two starts are made, both from the student alone and the recorded strings:
   combinations are diagonalised and what falls outside the simplex is cut off.
 
 Each start gets a few sweeps of expectation maximisation on the same strings; the likeliest
-goes on. We differ from the sources in clustering a student's predictions instead of a
+goes on. Merging states follows Ueda, Nakano, Ghahramani and Hinton (2000, recalled), without
+their splits. We differ from the sources in clustering a student's predictions instead of a
 network's embeddings, and in letting the likelihood choose between the two starts.
 """
+
+import dataclasses
+import math
 
 import torch
 from jaxtyping import Float, Int
@@ -33,6 +37,8 @@ _STRINGS = 2000  # strings that the student reads
 _LLOYD = 15  # sweeps of k-means
 _TRIALS = 4  # random combinations that are diagonalised
 _SWEEPS = 15  # of expectation maximisation before starts are compared
+_SPARE, _WIDE_STEPS = 0.5, 150  # more states than asked for, and iterations with them
+_POSITIONS = 64  # over which states are weighed where strings have no horizon
 _SHARE = 0.05  # mixed in of the mean row, so that no start has zeros
 
 
@@ -71,15 +77,70 @@ def refine_hmm(
 ) -> tuple[LowRankModel, EmReport]:
     """The student in hidden Markov form, its likelihood climbed.
 
+    A stationary one climbs first with half as many states again, which are then merged:
+    of the maxima that a climb with S states ends in, those reached from there were higher.
+
     Nothing is held out: S (S + O) parameters lose half of their number, over the number of
     strings, in nats a string, and strings that were held out would cost more than that.
 
     Raises:
         InputError: as `hidden_start` and `fit_hmm`.
     """
-    start = hidden_start(student, evidence, states, settings.structure, generator)
+    spare = math.ceil(_SPARE * states) if settings.structure is Structure.STATIONARY else 0
+    start = hidden_start(student, evidence, states + spare, settings.structure, generator)
+    if spare:
+        wide = dataclasses.replace(settings, max_iterations=_WIDE_STEPS)
+        start, _ = fit_hmm(evidence, start, wide)
+        start = merged_states(start, states, student.spec.horizon or _POSITIONS)
     parameters, report = fit_hmm(evidence, start, settings)
     return parameters.model(student.spec), report
+
+
+def merged_states(parameters: HmmParameters, states: int, positions: int) -> HmmParameters:
+    """A stationary model with its most alike states merged, pair by pair.
+
+    With w the states' shares of the first positions and phi_s the laws of the next three
+    tokens from state s, merging s and r loses about
+    w_s KL(phi_s || m) + w_r KL(phi_r || m) nats, m their weighted mean; the least is merged.
+
+    states: S to be left
+    positions: over which the shares are taken
+    """
+    first, moves, emits = parameters.initial, parameters.transition[0], parameters.emission[0]
+    share, at = torch.zeros_like(first), first
+    for _ in range(positions):
+        share, at = share + at / positions, at @ moves
+    while len(share) > states:
+        i, j = _most_alike(share, moves, emits)
+        part = share[[i, j]] / share[[i, j]].sum().clamp(min=torch.finfo(share.dtype).tiny)
+        # row i becomes the mean of both, column i their sum; then j is dropped
+        moves, emits = moves.clone(), emits.clone()
+        moves[i], emits[i] = part @ moves[[i, j]], part @ emits[[i, j]]
+        moves[:, i] += moves[:, j]
+        joined = torch.zeros_like(share).index_fill_(0, torch.tensor([i], device=share.device), 1.0)
+        share, first = share + share[j] * joined, first + first[j] * joined
+        kept = torch.arange(len(share), device=share.device) != j
+        share, first, moves, emits = share[kept], first[kept], moves[kept][:, kept], emits[kept]
+    return HmmParameters(
+        *(table / table.sum(-1, keepdim=True) for table in (first, moves[None], emits[None]))
+    )
+
+
+def _most_alike(
+    share: Float[Tensor, " state"],
+    moves: Float[Tensor, "state state"],
+    emits: Float[Tensor, "state token"],
+) -> tuple[int, int]:
+    """The pair of states whose merging loses least."""
+    laws = torch.cat([emits, moves @ emits, moves @ moves @ emits], 1)
+    weights = torch.stack([share[:, None].expand(-1, len(share)), share.expand(len(share), -1)])
+    mean = weights[0, :, :, None] * laws[:, None] + weights[1, :, :, None] * laws
+    mean = mean / weights.sum(0).clamp(min=torch.finfo(share.dtype).tiny)[:, :, None]
+    loss = share[:, None] * torch.xlogy(laws[:, None], laws[:, None] / mean).nan_to_num().sum(2)
+    loss = loss + loss.T
+    loss.fill_diagonal_(torch.inf)
+    i, j = divmod(int(loss.argmin()), len(share))
+    return min(i, j), max(i, j)
 
 
 def _order(rows: int, generator: torch.Generator, device: torch.device) -> Int[Tensor, " row"]:
