@@ -34,7 +34,7 @@ from myna.learn.refine import (
     held_out_nats,
     low_rank,
     refine,
-    some_rows,
+    some_draws,
     unrolled,
 )
 from myna.learn.report import Structure
@@ -273,7 +273,7 @@ class _Run:
             return Refined(raw, (("spanner", value),), survey.operators(1.0))
         evidence, start = self.asker.evidence(), survey.operators(1.0)
         if most_tokens is not None:
-            evidence = some_rows(evidence, most_tokens, self.generator)
+            evidence = some_draws(evidence, most_tokens, self.generator)
         self._fitted = evidence
         return refine(start, evidence, self.held_out, spec, self.generator)
 

@@ -1,7 +1,7 @@
 """From the spanner's copy to maximum likelihood over all recorded answers.
 
     positive   no negative entries: a quasi-Newton ascent that no answer can stop, first on
-               a tenth of the rows, then on rows worth two million tokens
+               a tenth of the draws, then on draws worth two million tokens
     signed     the general low-rank model, from there, on all rows; kept where it explains
                strings that neither stage saw better than the positive one does
 
@@ -23,7 +23,7 @@ from myna.lowrank.step import Step
 from myna.lowrank.student import Strings
 from myna.spec import Spec
 
-_SUBSET = 0.1  # of the rows, for the first ascent
+_SUBSET = 0.1  # of the draws, for the first ascent
 _POSITIVE = 2_000_000  # tokens for the second: it only leads to where the signed one starts
 _BACK = (0.1, 0.3)  # shares of the way back from the signed copy to the positive one
 _FIRST_STEPS, _ALL_STEPS, _SIGNED_STEPS = 60, 60, 40
@@ -51,8 +51,8 @@ def refine(
     generator: torch.Generator,
 ) -> Refined:
     """All stages from a start without negative entries."""
-    part = Rows.of(*some_rows(evidence, _POSITIVE, generator))
-    some = Rows.of(*some_rows(evidence, int(_SUBSET * evidence.sampled_tokens), generator))
+    part = Rows.of(*some_draws(evidence, _POSITIVE, generator))
+    some = Rows.of(*some_draws(evidence, int(_SUBSET * evidence.sampled_tokens), generator))
     positive, _ = maximise_positive(start, some, max_steps=_FIRST_STEPS, tolerance=1e-5)
     if log_likelihood(positive, part)[0] < log_likelihood(start, part)[0]:
         positive = start
@@ -98,14 +98,21 @@ def _between(signed: Operators, positive: Operators, share: float) -> Operators:
     )
 
 
-def some_rows(evidence: Evidence, tokens: int, generator: torch.Generator) -> Evidence:
-    """Random rows worth about so many generated tokens; at least one."""
-    rows = len(evidence.lengths)
+def some_draws(evidence: Evidence, tokens: int, generator: torch.Generator) -> Evidence:
+    """Random draws worth about so many generated tokens; at least one.
+
+    Draws are thinned, not rows: a row holds all draws of one answer, and without the other
+    answers to its prompt it would be a biased sample.
+    """
     if evidence.sampled_tokens <= tokens:
         return evidence
-    kept = max(1, rows * tokens // evidence.sampled_tokens)
-    some = torch.randperm(rows, generator=generator)[:kept]
-    return Evidence(*(column[some] for column in evidence))
+    share = torch.full_like(evidence.counts, tokens / evidence.sampled_tokens)
+    counts = torch.binomial(evidence.counts, share, generator=generator)
+    kept = counts > 0
+    if not bool(kept.any()):
+        return evidence
+    thinned = evidence._replace(counts=counts)
+    return Evidence(*(column[kept] for column in thinned))
 
 
 def held_out_nats(model: LowRankModel, strings: Strings) -> float:
