@@ -1,7 +1,7 @@
 """Random HMMs (8 states, 8 symbols, length 16) from samples alone, beside the rivals.
 
     python bench/sampled_hmms.py --part ours|truth|random|cross [--device cuda]
-        [--concentration .3] [--seed 0] [--budget 3000000]
+        [--concentration .3] [--seed 0] [--budget 3000000] [--structure stationary]
     python bench/sampled_hmms.py --picture
 
 Claim: told that it is stationary our student has TV <= .05 at 3M tokens and <= .03 at 10M;
@@ -143,6 +143,7 @@ def crossed(rows: Rows, teacher: Hmm, row: dict, seed: int, quick: bool) -> None
 
 def run(part: str, chosen: argparse.Namespace) -> None:
     marks = [f"{value:g}" for value in (*chosen.concentration, *chosen.seed, *chosen.budget)]
+    marks += chosen.structure if len(chosen.structure) == 1 else []
     rows = Rows(f"{title(chosen.quick)}.{part}-{'-'.join(marks)}", _NOTE)
     for c, seed, budget in itertools.product(chosen.concentration, chosen.seed, chosen.budget):
         truth = mk(seed, c)
@@ -151,7 +152,7 @@ def run(part: str, chosen: argparse.Namespace) -> None:
         if part == "cross":
             crossed(rows, teacher, {**case, "structure": "time-varying"}, seed, chosen.quick)
             continue
-        for structure in (Structure.STATIONARY, Structure.TIME_VARYING):
+        for structure in map(Structure, chosen.structure):
             row = {**case, "structure": structure.value, "learner": part}
             started = time.perf_counter()
             student, told = learned(part, teacher, truth, structure, row, chosen)
@@ -210,6 +211,8 @@ def main() -> None:
     parser.add_argument("--concentration", type=float, nargs="+", default=[0.3, 1.0])
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budget", type=int, nargs="+", default=[3_000_000, 10_000_000])
+    both = [structure.value for structure in (Structure.STATIONARY, Structure.TIME_VARYING)]
+    parser.add_argument("--structure", choices=both, nargs="+", default=both)
     parser.add_argument("--device", default="cpu", help="where expectation maximisation runs")
     parser.add_argument("--picture", action="store_true")
     parser.add_argument("--quick", action="store_true", help="one tiny case, files of its own")

@@ -4,9 +4,14 @@
     survey    tables of histories against futures; rank from the noise, spanner, change of
               basis (`survey`, `sweep`, `cut_table`)
     refine    maximum likelihood over all answers, from the spanner's copy (`refine`)
-    check     fresh prefixes on another stream; a contradicted prefix names longer futures,
-              and the tables are read again (`check`)
+    check     fresh prefixes on another stream, and all plain answers so far against the copy;
+              a contradicted prefix names longer futures, and the tables are read again
+              (`check`, `misfit`)
     finish    what is left of the budget buys plain strings; survey and refine once more
+    hidden    where that is asked: hidden Markov parameters started at the copy, with spare
+              states that are merged again (`hidden_start`)
+
+Rounds before the last refine on part of the draws: their copies are only checked.
 
 Source: Liu and Moitra (arXiv 2411.07536): poly(O, H, S, 1 / eps) conditional samples
 learn any low-rank model, with no fidelity or full-rank assumption. Every idea is kept and
