@@ -127,7 +127,7 @@ def test_refinement_comes_near_the_teacher():
         start, teacher_rows(20_000, 2), held_out, TEACHER.spec, torch.Generator().manual_seed(0)
     )
     names = [name for name, _ in found.stages]
-    assert names == ["spanner", "positive", "signed"]
+    assert names == ["spanner", "positive", "signed", "signed, 10% back", "signed, 30% back"]
     gap = float(TEACHER.score(held_out).mean()) / 5 - max(value for _, value in found.stages)
     assert gap < 0.003  # 100 parameters over 100,000 tokens: about .0005 expected
 
