@@ -53,6 +53,13 @@ def test_a_hidden_markov_model_varying_and_stationary():
         assert best == pytest.approx(result.report.mean_log_likelihood, abs=1e-9)
 
 
+def test_the_spanner_alone_is_a_copy_too():
+    uri = "zoo:hmm?states=2&symbols=3&horizon=5&concentration=0.3&seed=1"
+    *_, result = learned(uri, 60_000, structure=Structure.STATIONARY, refine=False)
+    assert [name for name, _ in result.report.stages] == ["spanner"]
+    assert result.report.mean_log_likelihood > -torch.inf
+
+
 def test_independent_tokens_have_rank_one():
     _, _, result = learned("zoo:unigram?symbols=3&horizon=4", 50_000)
     assert sum(result.report.ranks) <= 5  # twenty tests at level .001 a cut may err once

@@ -55,6 +55,15 @@ def test_the_truth_is_not_contradicted():
     assert misfits(parity_operators(secret, 0.1), drawn(3000)) == ()
 
 
+def test_a_prefix_that_the_copy_holds_impossible_hides_no_other():
+    """One token leads to weights without a sum; the label is contradicted all the same."""
+    copy = parity_operators([0] * BITS, 0.5)
+    broken = copy.steps[0].clone()
+    broken[1] = torch.tensor([[1.0, -1.0], [1.0, -1.0]]).double() * torch.finfo().max
+    found = misfits(copy._replace(steps=(broken, *copy.steps[1:])), drawn(300))
+    assert BITS in {misfit.cut for misfit in found}
+
+
 def test_a_copy_that_lacks_the_parity_is_contradicted_at_the_label():
     (found,) = misfits(parity_operators([0] * BITS, 0.5), drawn(300))
     assert found.cut == len(found.history) == BITS

@@ -217,8 +217,8 @@ class _Run:
         The recorded answers speak first: they are many and cost nothing more.
         """
         plain = self._fitted.given == 0
-        strings = Evidence(*(column[plain] for column in self._fitted))
-        recorded = misfits(refined.operators, strings)
+        answers = Evidence(*(column[plain] for column in self._fitted))
+        recorded = misfits(refined.operators, answers)
         strings = [misfit.history for misfit in recorded if misfit.cut] + list(check.contradicted)
         new = 0
         for string in strings:
@@ -256,8 +256,9 @@ class _Run:
         A table's test finds the dimensions that stand out of one table's noise; the
         likelihood of all answers can see further ones.
         """
-        best, tried = self._round(survey, _GROWING), survey.stationary and self.settings.refine
-        while tried and survey.rank > 1 and survey.rank + _MORE <= self.settings.max_rank:
+        best = self._round(survey, _GROWING)
+        grows = survey.stationary and self.settings.refine
+        while grows and survey.rank > 1 and survey.rank + _MORE <= self.settings.max_rank:
             survey.extra += _MORE
             grown = self._round(survey, _GROWING)
             if _value(grown) <= _value(best):
@@ -271,16 +272,15 @@ class _Run:
         return best
 
     def _refined(self, survey: Survey, most_tokens: int | None) -> Refined:
-        spec = self.asker.spec
+        spec, evidence = self.asker.spec, self.asker.evidence()
+        if most_tokens is not None:
+            evidence = some_draws(evidence, most_tokens, self.generator)
+        self._fitted = evidence
         if not self.settings.refine:
             raw = survey.operators(0.0)
             value = held_out_nats(low_rank(raw, spec), self.held_out)
             return Refined(raw, (("spanner", value),), survey.operators(1.0))
-        evidence, start = self.asker.evidence(), survey.operators(1.0)
-        if most_tokens is not None:
-            evidence = some_draws(evidence, most_tokens, self.generator)
-        self._fitted = evidence
-        return refine(start, evidence, self.held_out, spec, self.generator)
+        return refine(survey.operators(1.0), evidence, self.held_out, spec, self.generator)
 
     def _with_stationary(self, refined: Refined) -> Refined:
         """For one basis per cut: the stationary copy instead, where held-out strings prefer it."""

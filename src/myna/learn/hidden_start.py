@@ -114,11 +114,11 @@ def merged_states(parameters: HmmParameters, states: int, positions: int) -> Hmm
         i, j = _most_alike(share, moves, emits)
         part = share[[i, j]] / share[[i, j]].sum().clamp(min=torch.finfo(share.dtype).tiny)
         # row i becomes the mean of both, column i their sum; then j is dropped
-        moves, emits = moves.clone(), emits.clone()
+        share, first, moves, emits = (table.clone() for table in (share, first, moves, emits))
         moves[i], emits[i] = part @ moves[[i, j]], part @ emits[[i, j]]
         moves[:, i] += moves[:, j]
-        joined = torch.zeros_like(share).index_fill_(0, torch.tensor([i], device=share.device), 1.0)
-        share, first = share + share[j] * joined, first + first[j] * joined
+        share[i] += share[j]
+        first[i] += first[j]
         kept = torch.arange(len(share), device=share.device) != j
         share, first, moves, emits = share[kept], first[kept], moves[kept][:, kept], emits[kept]
     return HmmParameters(

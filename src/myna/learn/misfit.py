@@ -60,7 +60,8 @@ def misfits(operators: Operators, evidence: Evidence) -> tuple[Misfit, ...]:
         if not len(counts):
             continue
         step = operators.steps[min(t, len(operators.steps) - 1)]
-        law = (states[t][parents] @ step.sum(2).T).clamp(min=LEAST)
+        # a prefix that the copy holds impossible leaves no law: the same chance for every token
+        law = (states[t][parents] @ step.sum(2).T).nan_to_num(0.0, 0.0, 0.0).clamp(min=LEAST)
         excess, variance = pearson_excess(counts, law / law.sum(1, keepdim=True))
         together = float(excess.sum()) / float(variance.sum()) ** 0.5
         nats = float(excess.sum() / counts.sum()) / 2
@@ -72,16 +73,12 @@ def misfits(operators: Operators, evidence: Evidence) -> tuple[Misfit, ...]:
 
 def _counts(level: Level, above: int, num_tokens: int) -> tuple[Tensor, Tensor]:
     """(parent, token) reads of the parents with at least two, and which parents these are."""
-    token = torch.arange(num_tokens).repeat_interleave(_padded(level.counts, num_tokens))
+    token = torch.arange(len(level.counts)).repeat_interleave(torch.tensor(level.counts))
     table = level.reads.new_zeros(above * num_tokens)
     table[level.parents * num_tokens + token.to(level.parents)] = level.reads
     table = table.view(above, num_tokens)
     enough = (table.sum(1) >= 2).nonzero()[:, 0]
     return table[enough], enough
-
-
-def _padded(counts: list[int], num_tokens: int) -> Tensor:
-    return torch.tensor([*counts, *[0] * (num_tokens - len(counts))])
 
 
 def _history(tree: tuple[Level, ...], cut: int, node: int) -> History:

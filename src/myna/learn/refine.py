@@ -51,26 +51,23 @@ def refine(
     generator: torch.Generator,
 ) -> Refined:
     """All stages from a start without negative entries."""
-    part = Rows.of(*some_draws(evidence, _POSITIVE, generator))
+    thinned = some_draws(evidence, _POSITIVE, generator)
+    part = Rows.of(*thinned)
+    rows = part if thinned is evidence else Rows.of(*evidence)
     some = Rows.of(*some_draws(evidence, int(_SUBSET * evidence.sampled_tokens), generator))
     positive, _ = maximise_positive(start, some, max_steps=_FIRST_STEPS, tolerance=1e-5)
     if log_likelihood(positive, part)[0] < log_likelihood(start, part)[0]:
         positive = start
     positive, _ = maximise_positive(positive, part, max_steps=_ALL_STEPS, tolerance=1e-6)
-    rows = Rows.of(*evidence)
     signed, _ = maximise(positive, rows, max_steps=_SIGNED_STEPS, tolerance=1e-6)
 
-    def judged(name: str, found: Operators) -> tuple[Operators, tuple[str, float]]:
-        return found, (name, held_out_nats(low_rank(found, language), held_out))
-
-    judgements = [judged("spanner", start), judged("positive", positive), judged("signed", signed)]
-    judgements += [judged(f"signed, {s:.0%} back", _between(signed, positive, s)) for s in _BACK]
-    value = dict(stage for _, stage in judgements)
-    if max(value.values()) <= value["positive"] and part.tokens < rows.tokens:
+    found = {"spanner": start, "positive": positive, "signed": signed}
+    found |= {f"signed, {s:.0%} back": _between(signed, positive, s) for s in _BACK}
+    refined = _judged(Refined(start, (), positive), found, held_out, language)
+    if refined.operators is positive and part is not rows:
         whole, _ = maximise_positive(positive, rows, max_steps=_ALL_STEPS, tolerance=1e-6)
-        judgements.append(judged("positive on all rows", whole))
-    best = max(judgements, key=lambda judgement: judgement[1][1])
-    return Refined(best[0], tuple(stage for _, stage in judgements), positive)
+        refined = _judged(refined, {"positive on all rows": whole}, held_out, language)
+    return refined
 
 
 def continued(refined: Refined, evidence: Evidence, held_out: Strings, language: Spec) -> Refined:
@@ -79,14 +76,23 @@ def continued(refined: Refined, evidence: Evidence, held_out: Strings, language:
     if log_likelihood(start, rows)[0] == -math.inf:
         start = refined.positive
     found, _ = maximise(start, rows, max_steps=_MORE_STEPS, tolerance=1e-6)
-    best, stages = refined.operators, refined.stages
-    for share in (0.0, *_BACK):
-        operators = _between(found, refined.positive, share)
+    more = {
+        f"signed on all rows, {share:.0%} back": _between(found, refined.positive, share)
+        for share in (0.0, *_BACK)
+    }
+    return _judged(refined, more, held_out, language)
+
+
+def _judged(
+    refined: Refined, found: dict[str, Operators], held_out: Strings, language: Spec
+) -> Refined:
+    """Further stages by name; one is kept where held-out strings prefer it to all before."""
+    for name, operators in found.items():
         value = held_out_nats(low_rank(operators, language), held_out)
-        if value > max(value for _, value in stages):
-            best = operators
-        stages = (*stages, (f"signed on all rows, {share:.0%} back", value))
-    return Refined(best, stages, refined.positive)
+        better = value > max((value for _, value in refined.stages), default=-math.inf)
+        kept = operators if better else refined.operators
+        refined = Refined(kept, (*refined.stages, (name, value)), refined.positive)
+    return refined
 
 
 def _between(signed: Operators, positive: Operators, share: float) -> Operators:

@@ -181,13 +181,11 @@ def backward_pass(
                 if moments is not None:
                     _add_moments(moments, which, token, before[part], bent[part], level.reads[part])
                 start += number
-        parents = tree[t - 1] if t else None
-        size = len(parents.parents) if parents is not None else 1
-        behind = before.new_zeros((size, step.shape[1])).index_add_(0, level.parents, moved)
+        above = passed.states[t]
+        behind = torch.zeros_like(above).index_add_(0, level.parents, moved)
         # 4. a' of the parent sums to one: the part of g along it changes nothing
         if t:
-            own = before.new_zeros(size).index_add_(0, level.parents, (before * moved).sum(1))
-            behind -= own[:, None]
+            behind -= (above * behind).sum(1, keepdim=True)
     if behind is not None:
         gradient.first.add_(behind[0])
 
