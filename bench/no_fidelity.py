@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import altair as alt
 import torch
-from results import FOLDER, save
+from results import FOLDER
 from sampled import Rows, em, fresh_variation, kept_rows, ours, plain, spectral
 
 from myna.app.picture import write_picture
@@ -190,7 +190,6 @@ def picture(name: str) -> None:
         )
     )
     write_picture(alt.vconcat(chart), FOLDER, name)
-    save(name, {"note": _NOTE, "runs": rows})
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from results import FOLDER, save
@@ -63,15 +64,14 @@ def ours(
     budget: int,
     seed: int,
     structure: Structure | None = None,
-    *,
-    refine: bool = True,
+    **changes: Any,
 ) -> tuple[Student | None, dict]:
     """Our student by the default settings; None with the sentence where it refuses.
 
-    refine: False to see the spanner's copy alone
+    changes: other settings, where a claim is about them
     """
     ledger = Ledger(teacher, seed=seed)
-    settings = SampledSettings(budget=budget, structure=structure, refine=refine)
+    settings = SampledSettings(budget=budget, structure=structure, **changes)
     try:
         result = learn_sampled(ledger, settings, torch.Generator().manual_seed(seed))
     except InputError as error:
@@ -79,6 +79,7 @@ def ours(
     report = result.report
     return result.student, {
         "tokens": report.sampled_tokens,
+        "prompt_tokens": report.prompt_tokens,
         "seconds": report.seconds,
         "ranks": list(report.ranks),
         "rounds": report.rounds,

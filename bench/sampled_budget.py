@@ -13,7 +13,7 @@ import argparse
 
 import altair as alt
 import torch
-from results import FOLDER, save
+from results import FOLDER
 from sampled import Rows, kept_rows, ours
 
 from myna.app.picture import write_picture
@@ -64,7 +64,6 @@ def picture(name: str) -> None:
     lines = chart.mark_line(opacity=0.35).encode(detail="seed:Q")
     panels = alt.layer(lines, chart).facet(column=alt.Column("part:N", title=None))
     write_picture(alt.vconcat(panels), FOLDER, name)
-    save(name, {"note": _NOTE, "runs": rows})
 
 
 def main() -> None:

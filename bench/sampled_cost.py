@@ -20,7 +20,7 @@ from pathlib import Path
 
 import altair as alt
 import torch
-from results import FOLDER, save
+from results import FOLDER
 from sampled import Rows, fresh_variation, kept_rows, ours
 
 from myna.app.picture import write_picture
@@ -111,7 +111,6 @@ def picture(name: str) -> None:
         for figure in ("seconds", "memory_mib")
     ]
     write_picture(alt.vconcat(*panels), FOLDER, name)
-    save(name, {"note": _NOTE, "runs": rows})
 
 
 def main() -> None:

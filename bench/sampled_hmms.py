@@ -25,7 +25,7 @@ import altair as alt
 import numpy as np
 import torch
 from exact_hmms import distinct_prefixes
-from results import FOLDER, save
+from results import FOLDER
 from sampled import Rows, em, em_from, fresh_variation, kept_rows, ours, plain
 
 from myna.app.picture import write_picture
@@ -200,7 +200,6 @@ def picture(name: str) -> None:
         )
     )
     write_picture(alt.vconcat(chart), FOLDER, name)
-    save(name, {"note": _NOTE, "runs": rows})
 
 
 def main() -> None:

@@ -140,7 +140,7 @@ def picture(name: str) -> None:
         .properties(title="Tokens needed")
     )
     write_picture(alt.vconcat(points, grown), FOLDER, name)
-    save(name, {"note": _NOTE, "tokens_needed": table, "runs": rows})
+    save(name, {"note": _NOTE, "tokens_needed": table})
 
 
 def main() -> None:
