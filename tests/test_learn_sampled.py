@@ -7,6 +7,7 @@ import torch
 
 from myna.errors import BudgetExhausted, InputError
 from myna.evaluate.distance import enumerate_distance
+from myna.learn import from_samples
 from myna.learn.asker import Asker
 from myna.learn.check import check_copy
 from myna.learn.from_samples import learn_sampled
@@ -98,6 +99,23 @@ def test_the_same_seed_gives_the_same_copy():
 def test_a_budget_too_small_says_what_it_takes():
     with pytest.raises(InputError, match=r"too small.*raise the budget"):
         learned("zoo:parity?bits=16", 300)
+
+
+def test_a_larger_rank_that_pays_on_all_answers_alone_is_kept(monkeypatch):
+    """On part of the answers the next rank loses; in one run it wins on all, by construction."""
+
+    def larger_is_better(refined, *_):
+        size = float(len(refined.positive.first))
+        return refined._replace(stages=(*refined.stages, ("all", size)))
+
+    monkeypatch.setattr(from_samples, "_GROWING", 20_000)
+    ranks = []
+    for on_all in (lambda refined, *_: refined, larger_is_better):
+        monkeypatch.setattr(from_samples, "continued", on_all)
+        uri = "zoo:hmm?states=3&symbols=3&horizon=5&concentration=0.3&seed=3"
+        student = learned(uri, 40_000, structure=Structure.STATIONARY)[2].student
+        ranks.append(student.ranks[0])
+    assert ranks[1] == ranks[0] + 2
 
 
 def test_the_check_is_unbiased_and_sees_a_wrong_copy():

@@ -262,14 +262,21 @@ class _Run:
             survey.extra += _MORE
             grown = self._round(survey, _GROWING)
             if _value(grown) <= _value(best):
+                best, grown = self._on_all(best), self._on_all(grown)
+                if _value(grown) > _value(best):
+                    return grown  # it did not pay on a part of the answers, and does on all
                 survey.extra -= _MORE
                 survey.read()
-                break
+                return best
             best = grown
+        return self._on_all(best)
+
+    def _on_all(self, refined: Refined) -> Refined:
+        """Goes on over all answers, where a part of them refined it."""
         evidence = self.asker.evidence()
-        if self.settings.refine and evidence.sampled_tokens > _GROWING:
-            best = continued(best, evidence, self.held_out, self.asker.spec)
-        return best
+        if not self.settings.refine or evidence.sampled_tokens <= _GROWING:
+            return refined
+        return continued(refined, evidence, self.held_out, self.asker.spec)
 
     def _refined(self, survey: Survey, most_tokens: int | None) -> Refined:
         spec, evidence = self.asker.spec, self.asker.evidence()
