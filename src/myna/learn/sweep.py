@@ -21,7 +21,7 @@ from myna.learn.asker import Asker
 from myna.learn.cut_table import CutTable, Sketch, short_codes, short_columns, sketch
 from myna.learn.table import History
 from myna.lowrank.noisy import NoisyRank, convex_coefficients, noisy_rank, weighted_factors
-from myna.lowrank.spanner import barycentric_spanner
+from myna.lowrank.spanner import barycentric_spanner, basis_coefficients
 from myna.lowrank.student import Strings
 
 _SHORT_FUTURES = 1100  # most short futures in a table
@@ -198,7 +198,7 @@ class Surveyor:
         spread = torch.cat([found.spread, 0.1 * found.spread[:, :1]], 1)
         left, _ = weighted_factors(values, spread, max(1, min(wanted, n)))
         chosen = self._spanner(left[:n], histories, preferred)
-        c = torch.linalg.lstsq(left[chosen].T, left[:n].T).solution.T
+        c = basis_coefficients(left[:n], chosen)
         total = c.sum(1, keepdim=True)
         c = torch.where(total.abs() > _LEAST_MASS, c / total, 1 / c.shape[1])
         inside = convex_coefficients(left[:n], left[chosen])
