@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from results import FOLDER, save
 
-from myna.errors import InputError
+from myna.errors import BudgetExhausted, InputError
 from myna.learn.baum_welch import EmReport, EmSettings, HmmParameters, baum_welch, fit_hmm
 from myna.learn.evidence import Evidence
 from myna.learn.from_samples import learn_sampled
@@ -21,7 +21,7 @@ from myna.learn.report import Structure
 from myna.learn.sampled_report import SampledSettings
 from myna.learn.spectral import SpectralSettings, learn_spectral
 from myna.lowrank.student import Strings, Student
-from myna.teachers.ledger import Ledger
+from myna.teachers.ledger import Budget, Ledger
 from myna.teachers.stepped import SteppedTeacher
 
 _FRESH = 1_000_003  # the seed of strings that no learner saw
@@ -70,11 +70,13 @@ def ours(
 
     changes: other settings, where a claim is about them
     """
-    ledger = Ledger(teacher, seed=seed)
     settings = SampledSettings(budget=budget, structure=structure, **changes)
+    paid = settings.count_prompts
+    limit = Budget(tokens=budget) if paid else Budget(sampled_tokens=budget)
+    ledger = Ledger(teacher, limit, seed)
     try:
         result = learn_sampled(ledger, settings, torch.Generator().manual_seed(seed))
-    except InputError as error:
+    except (InputError, BudgetExhausted) as error:
         return None, {"refused": str(error)}
     report = result.report
     return result.student, {

@@ -145,6 +145,14 @@ def test_answers_are_kept_once_with_their_counts():
     assert len(torch.unique(packed, dim=0)) == len(packed)
 
 
+def test_tight_budgets_are_kept_without_the_ledgers_help():
+    """Words ask for more than is left here; then the tables stay as they were."""
+    ledger = Ledger(as_samples(open_teacher("zoo:parity?bits=10&noise=0.1&seed=1")))
+    result = learn_sampled(ledger, SampledSettings(10_000), torch.Generator().manual_seed(1))
+    assert 8_000 < ledger.total().sampled_tokens <= 10_000
+    assert result.report.sampled_tokens == ledger.total().sampled_tokens
+
+
 def test_a_budget_that_tables_cannot_keep_says_so():
     with pytest.raises(BudgetExhausted, match=r"no useful copy.*try 4,000"):
         learned("zoo:parity?bits=4", 2_000)

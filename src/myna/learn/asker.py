@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from myna.errors import BudgetExhausted
 from myna.learn.evidence import Evidence
 from myna.learn.table import History
 from myna.lowrank.student import Strings
@@ -24,7 +25,8 @@ class Asker:
     """A view whose answers are kept, and a purse.
 
     view: the teacher, charged to one purpose
-    budget: tokens that may be spent, generated ones (and prompts, with `count_prompts`)
+    budget: tokens that may be spent, generated ones (and prompts, with `count_prompts`); a
+        hard limit
     """
 
     def __init__(self, view: SamplesView, budget: int, *, count_prompts: bool):
@@ -63,7 +65,11 @@ class Asker:
         """`count` further completions of each history, -1 past their ends.
 
         Histories of one call that were asked differently often before are asked apart.
+
+        Raises:
+            BudgetExhausted: where the purse does not hold the most that they can cost.
         """
+        self._require(histories, count, max_tokens)
         groups: dict[int, list[int]] = {}
         for i, history in enumerate(histories):
             groups.setdefault(self._next.get((history, max_tokens), 0), []).append(i)
@@ -80,6 +86,17 @@ class Asker:
         for rows, tokens in found:
             result[rows, :, : tokens.shape[2]] = tokens
         return result
+
+    def _require(self, histories: Sequence[History], count: int, max_tokens: int | None) -> None:
+        room = self.spec.horizon if max_tokens is None else max_tokens
+        if room is None:
+            return  # completions without a bound: the ledger refuses them where it has a budget
+        most = count * sum(self.price(len(history), room) for history in histories)
+        if most > self.left:
+            raise BudgetExhausted(
+                f"{self.left:,} tokens are left for {self._view.purpose!r} and the next request can "
+                f"cost {most:,}"
+            )
 
     def strings(self, count: int, max_tokens: int | None) -> Strings:
         """`count` further completions of the empty history."""

@@ -27,6 +27,7 @@ from myna.learn.table import History
 from myna.lowrank.student import Strings, Student
 
 DRAWS = 16  # next tokens a prefix
+LEAST_PREFIXES = 2  # at each cut
 _FAR = 7.0  # standard deviations of Pearson's statistic that contradict
 _FAR_TOGETHER = 5.0  # the same of all prefixes at a cut together; then each beyond 2 does
 _FAR_THERE = 2.0
@@ -46,9 +47,12 @@ def check_copy(
     """Draw next tokens after prefixes of fresh strings, up to a purse, at every cut.
 
     first: the string to begin with, so that a later check reads others
+
+    Raises:
+        BudgetExhausted: where the asker's purse does not hold the least number of prefixes.
     """
     longest = int(strings.lengths.max())
-    each = max(2, purse // sum(DRAWS * asker.price(t, 1) for t in range(longest)))
+    each = max(LEAST_PREFIXES, purse // price_of_one(asker, longest))
     sums, variance, prefixes = 0.0, 0.0, 0
     found: list[tuple[float, History]] = []
     for t in range(longest):
@@ -80,6 +84,11 @@ def check_copy(
     found.sort(key=lambda pair: -pair[0])
     report = CheckReport(prefixes, DRAWS, sums, math.sqrt(variance), len(found))
     return Check(report, tuple(history for _, history in found[:_KEPT]))
+
+
+def price_of_one(asker: Asker, longest: int) -> int:
+    """Tokens of the budget's kind that one prefix at every cut costs."""
+    return DRAWS * sum(asker.price(t, 1) for t in range(longest))
 
 
 def _drawn(

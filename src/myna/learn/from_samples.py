@@ -29,7 +29,7 @@ import torch
 from myna.errors import BudgetExhausted, InputError
 from myna.learn.asker import Asker
 from myna.learn.baum_welch import EmSettings
-from myna.learn.check import Check, check_copy
+from myna.learn.check import LEAST_PREFIXES, Check, check_copy, price_of_one
 from myna.learn.evidence import Evidence
 from myna.learn.hidden_start import refine_hmm
 from myna.learn.misfit import misfits
@@ -199,27 +199,42 @@ class _Run:
         settings = self.settings
         exploring = _START if settings.kind is Kind.HMM else _EXPLORING
         self._purse = int((1 - _HELD_OUT) * self.checker.left / (settings.max_rounds + 2))
+        refined = None
         for _ in range(settings.max_rounds):
-            refined = self._round(most_tokens=exploring)
-            check = self.check(self.copy(refined))
-            if not self._learned_words(refined, check):
+            try:
+                refined = self._round(most_tokens=exploring)
+            except BudgetExhausted:
+                if refined is None:
+                    raise
+                break  # these futures are not to be had: what is left buys plain strings
+            if not self._learned_words(refined):
                 break
         self._spend_rest(_KEPT_BACK)
-        if settings.kind is Kind.HMM and settings.states is not None:
-            refined = self._round(most_tokens=exploring)  # its rank decides nothing
-        else:
-            refined = self._with_stationary(self._grown(self.survey))
+        try:
+            refined = self._last_round(exploring)
+        except BudgetExhausted:
+            refined = self._refined(self.survey, None)  # from the tables as they were read last
         return refined, self.check(self.copy(refined))
 
-    def _learned_words(self, refined: Refined, check: Check) -> bool:
+    def _last_round(self, exploring: int) -> Refined:
+        settings = self.settings
+        if settings.kind is Kind.HMM and settings.states is not None:
+            return self._round(most_tokens=exploring)  # its rank decides nothing
+        return self._with_stationary(self._grown(self.survey))
+
+    def _learned_words(self, refined: Refined) -> bool:
         """New futures from the prefixes that contradict a copy; whether there were any.
 
-        The recorded answers speak first: they are many and cost nothing more.
+        The recorded answers speak first: they are many and cost nothing more. Fresh ones are
+        drawn while the last check stays affordable.
         """
         plain = self._fitted.given == 0
         answers = Evidence(*(column[plain] for column in self._fitted))
         recorded = misfits(refined.operators, answers)
-        strings = [misfit.history for misfit in recorded if misfit.cut] + list(check.contradicted)
+        strings = [misfit.history for misfit in recorded if misfit.cut]
+        least = LEAST_PREFIXES * price_of_one(self.checker, self.length)
+        if self.checker.left >= 2 * max(least, self._purse):
+            strings += self.check(self.copy(refined)).contradicted
         new = 0
         for string in strings:
             new += self.survey.add_word(string)
@@ -259,14 +274,18 @@ class _Run:
         best = self._round(survey, _GROWING)
         grows = survey.stationary and self.settings.refine
         while grows and survey.rank > 1 and survey.rank + _MORE <= self.settings.max_rank:
+            bases, extra = survey.bases, survey.extra
             survey.extra += _MORE
-            grown = self._round(survey, _GROWING)
+            try:
+                grown = self._round(survey, _GROWING)
+            except BudgetExhausted:
+                survey.smaller(bases, extra)
+                break
             if _value(grown) <= _value(best):
                 best, grown = self._on_all(best), self._on_all(grown)
                 if _value(grown) > _value(best):
                     return grown  # it did not pay on a part of the answers, and does on all
-                survey.extra -= _MORE
-                survey.read()
+                survey.smaller(bases, extra)
                 return best
             best = grown
         return self._on_all(best)
@@ -297,7 +316,10 @@ class _Run:
             return refined
         part = dataclasses.replace(settings, table=_POOLED)
         pooled = Survey(self.asker, self.plain, part, Structure.STATIONARY)
-        other = self._grown(pooled)
+        try:
+            other = self._grown(pooled)
+        except BudgetExhausted:
+            return refined
         stages = (*refined.stages, ("stationary", _value(other)))
         if _value(other) <= _value(refined):
             return refined._replace(stages=stages)

@@ -76,8 +76,21 @@ class Survey:
                     new = True
         return new
 
+    def smaller(self, bases: list[CutBasis], extra: int) -> None:
+        """Back to bases that were read before."""
+        self._bases, self.extra = bases, extra
+
+    @property
+    def bases(self) -> list[CutBasis]:
+        """What was read last, one a stored cut."""
+        return self._bases
+
     def read(self) -> None:
-        """Ask what the tables lack, then find ranks, bases and coefficients."""
+        """Ask what the tables lack, then find ranks, bases and coefficients.
+
+        Raises:
+            BudgetExhausted: where that does not fit; the bases stay what they were.
+        """
         purse = self._settings.table * self._settings.budget
         share = 1.0 if not self.rounds else 0.3
         words = self._settings.words * self._settings.budget / 2 if self.rounds else 0.0
