@@ -61,6 +61,13 @@ def test_the_spanner_alone_is_a_copy_too():
     assert result.report.mean_log_likelihood > -torch.inf
 
 
+def test_words_end_before_the_horizon():
+    """One table for all cuts has histories that leave some words no room."""
+    uri = "zoo:hmm?states=4&symbols=4&horizon=8&concentration=0.5&seed=2"
+    *_, result = learned(uri, 100_000, seed=2, structure=Structure.STATIONARY, refine=False)
+    assert result.report.cuts[0].words > 0
+
+
 def test_independent_tokens_have_rank_one():
     _, _, result = learned("zoo:unigram?symbols=3&horizon=4", 50_000)
     assert sum(result.report.ranks) <= 5  # twenty tests at level .001 a cut may err once

@@ -124,8 +124,13 @@ class Surveyor:
                 rows.deep[key] = torch.bincount(tokens[:, 0], minlength=spec.num_tokens).double()
 
     def _possible(self, rows: Rows, history: History, word: History) -> bool:
-        """Whether the answers so far saw the word's last token after h and its others."""
-        o = self._asker.spec.num_tokens
+        """Whether the answers so far saw the word's last token after h and its others.
+
+        Nothing follows where both fill the horizon; such an entry stays unmeasured.
+        """
+        o, horizon = self._asker.spec.num_tokens, self._asker.spec.horizon
+        if horizon is not None and len(history) + len(word) >= horizon:
+            return False
         if len(word) == 1:
             return bool(rows.short[history].reshape(o + 1, -1).sum(1)[word[0]] > 0)
         return bool(rows.deep[history, word[:-1]][word[-1]] > 0)
