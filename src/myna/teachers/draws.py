@@ -139,6 +139,50 @@ def complete_by_laws(
     return Completions(drawn[:, :position].reshape(*shape, position), lengths.reshape(shape))
 
 
+def complete_in_parts(
+    teacher: Laws,
+    prefixes: Prefixes,
+    count: int,
+    *,
+    stream: Stream,
+    max_tokens: int | None = None,
+    first_draw: int = 0,
+    room: int,
+) -> Completions:
+    """The same completions, at most `room` draws going on at a time."""
+    check_draws(count, first_draw)
+    across = min(count, max(1, room))
+    blocks: list[list[Completions]] = []
+    for rows in torch.arange(len(prefixes.lengths)).split(max(1, room // count)):
+        part = prefixes.take(rows)
+        blocks.append(
+            [
+                complete_by_laws(
+                    teacher,
+                    part,
+                    min(across, count - start),
+                    stream=stream,
+                    max_tokens=max_tokens,
+                    first_draw=first_draw + start,
+                )
+                for start in range(0, count, across)
+            ]
+        )
+    width = max((part.tokens.shape[2] for block in blocks for part in block), default=0)
+    tokens = [
+        torch.cat(
+            [
+                torch.nn.functional.pad(p.tokens, (0, width - p.tokens.shape[2]), value=-1)
+                for p in block
+            ],
+            1,
+        )
+        for block in blocks
+    ]
+    lengths = [torch.cat([part.lengths for part in block], 1) for block in blocks]
+    return Completions(torch.cat(tokens), torch.cat(lengths))
+
+
 def widened(drawn: Int[Tensor, "rows width"], position: int) -> Int[Tensor, "rows wider"]:
     """Room for one more column at `position`: the width doubles where it is full."""
     if position < drawn.shape[1]:
