@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import InputError
-from myna.lowrank.student import draw, sampling_limit
+from myna.lowrank.student import Strings, draw, sampling_limit
 from myna.spec import Spec
-from myna.teachers.oracle import Completions, Laws, Stream
+from myna.teachers.oracle import Completions, Laws, Samples, Stream
 from myna.teachers.prefixes import Prefixes, check_prefixes
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -181,6 +181,16 @@ def complete_in_parts(
     ]
     lengths = [torch.cat([part.lengths for part in block], 1) for block in blocks]
     return Completions(torch.cat(tokens), torch.cat(lengths))
+
+
+def sample_by_completing(
+    teacher: Samples, count: int, generator: torch.Generator, max_tokens: int | None = None
+) -> Strings:
+    """`count` sequences, as completions of the empty prefix on a stream of their own."""
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    stream = Stream("sample", seed)
+    drawn = teacher.complete(Prefixes.of([[]]), count, stream=stream, max_tokens=max_tokens)
+    return Strings(drawn.tokens[0], drawn.lengths[0])
 
 
 def widened(drawn: Int[Tensor, "rows width"], position: int) -> Int[Tensor, "rows wider"]:

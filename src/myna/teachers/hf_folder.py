@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -33,6 +34,7 @@ _DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
+_BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
 _TOKEN_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
@@ -79,27 +81,21 @@ def open_folder(folder: Path, parameters: dict[str, str]) -> TransformerTeacher:
     mark = fingerprint("hf", _digest(folder), str(dtype), alphabet, begin, stop, horizon)
     spec = Spec(alphabet, stop, horizon, mark)
     batch = _whole("batch", parameters["batch"]) if "batch" in parameters else None
-    try:
-        return TransformerTeacher(model, begin, spec, batch)
-    except NotImplementedError as error:
-        raise InputError(
-            f"{folder} is a {config.get('model_type')} model, which keeps no keys and values of "
-            "each token; only transformers with full attention caches can be opened"
-        ) from error
+    return TransformerTeacher(model, begin, spec, batch)
 
 
-def _model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+def _model(folder: Path, dtype: torch.dtype | str, device: torch.device) -> Any:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
             dtype=dtype,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (*_BROKEN, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FormatError(f"{folder} does not load as a causal language model: {first}") from error
     finally:
@@ -211,6 +207,6 @@ def token_names(folder: Path, size: int) -> tuple[str, ...]:
             folder, local_files_only=True, trust_remote_code=False
         )
         known = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except _BROKEN as error:
         raise FormatError(f"{folder} has a tokenizer that does not load: {error}") from error
     return visible_names(known, size)

@@ -20,9 +20,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import InputError, TeacherError
-from myna.lowrank.student import State, StepInfo
+from myna.lowrank.student import State, StepInfo, Strings
 from myna.spec import Spec, fingerprint
-from myna.teachers.draws import check_draws, complete_in_parts, draw_limits, going, joined, widened
+from myna.teachers.draws import (
+    check_draws,
+    complete_in_parts,
+    draw_limits,
+    going,
+    joined,
+    sample_by_completing,
+    widened,
+)
 from myna.teachers.oracle import Completions, Laws, Samples, Stream, TopLaw, TopLaws, top_of
 from myna.teachers.prefixes import Prefixes, check_prefixes
 from myna.teachers.stepped import SteppedTeacher
@@ -291,6 +299,12 @@ class RestrictedSteps(RestrictedLaws, SteppedTeacher):
         log_prob = self.law(state).gather(1, tokens[:, None])[:, 0]
         after, _ = self._steps.step(state, self._kept.tokens.to(tokens.device)[tokens])
         return after, StepInfo(log_prob)
+
+    def sample(
+        self, count: int, generator: torch.Generator, max_tokens: int | None = None
+    ) -> Strings:
+        """`count` independent sequences (outside any ledger: for tests and benchmarks)."""
+        return sample_by_completing(self, count, generator, max_tokens)
 
 
 def restrict(teacher: Samples, names: Sequence[str]) -> Samples:

@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from myna.errors import InputError, TeacherError
+from myna.errors import TeacherError
 from myna.lowrank.student import State, StepInfo, Strings, check_strings
 from myna.spec import Spec
-from myna.teachers.draws import complete_in_parts, draw_limits
-from myna.teachers.key_values import KeyValueNet
+from myna.teachers.draws import complete_in_parts, draw_limits, sample_by_completing
+from myna.teachers.key_values import net_of
 from myna.teachers.oracle import Completions, Stream
 from myna.teachers.prefixes import Prefixes, check_prefixes
 from myna.teachers.stepped import RecentStates, SteppedTeacher
@@ -48,7 +48,7 @@ class TransformerTeacher(SteppedTeacher):
 
     def __init__(self, model: Any, begin: int, spec: Spec, batch: int | None = None):
         """Read the beginning token."""
-        self._net = KeyValueNet(model, begin)
+        self._net = net_of(model, begin)
         self._begin = begin
         self._spec = spec
         free = free_memory(model.device)
@@ -91,7 +91,7 @@ class TransformerTeacher(SteppedTeacher):
         done = 0
         while done < len(laws):
             rows = torch.arange(done, min(len(laws), done + self._batch))
-            answer = self._within_memory(lambda part: self._walk(part), once.take(rows))
+            answer = self._within_memory(self._walk, once.take(rows))
             if answer is not None:
                 laws[rows] = answer
                 done += len(rows)
@@ -184,11 +184,7 @@ class TransformerTeacher(SteppedTeacher):
         self, count: int, generator: torch.Generator, max_tokens: int | None = None
     ) -> Strings:
         """`count` independent sequences (outside any ledger: for tests and benchmarks)."""
-        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        drawn = self.complete(
-            Prefixes.of([[]]), count, stream=Stream("sample", seed), max_tokens=max_tokens
-        )
-        return Strings(drawn.tokens[0], drawn.lengths[0])
+        return sample_by_completing(self, count, generator, max_tokens)
 
     def _row_bytes(self, length: int) -> int:
         """Bytes that a prefix of a length takes: its row, and its law in float64."""
