@@ -134,7 +134,7 @@ def train(model: LlamaForCausalLM, steps: int) -> None:
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == steps - 1:
-            print(f"{step:5d}  {float(loss):.4f} nats a token; truth {-log_prob / count:.4f}")
+            print(f"{step:5d}  {loss.item():.4f} nats a token; truth {-log_prob / count:.4f}")
 
 
 def held_out(model: LlamaForCausalLM) -> dict[str, float]:
@@ -160,6 +160,15 @@ def write(model: LlamaForCausalLM, record: dict) -> None:
     inner.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BEGIN)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
     tokenizer.save_pretrained(OUT)
+    named = {  # a class that every version of transformers knows
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "model_max_length": CONTEXT,
+    }
+    (OUT / "tokenizer_config.json").write_text(json.dumps(named, indent=1) + "\n")
+    for path in OUT.iterdir():
+        path.chmod(0o644)
     (OUT / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
