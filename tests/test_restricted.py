@@ -57,15 +57,15 @@ def test_rejection_draws_from_the_renormalised_laws():
     small = restrict(whole(), ["a", "d"])
     sampled = restrict(as_samples(whole()), ["a", "d"])
     assert not isinstance(sampled, TopLaws) and sampled.spec == small.spec
-    n, length = 400, 2
-    rows = [[i >> 1, i & 1] for i in range(4)]
+    n, length = 3000, 3
+    rows = [[i >> 2, i >> 1 & 1, i & 1] for i in range(8)]
     expected = n * torch.tensor([naive.chain_rule(small, row) for row in rows]).exp()
     drawn = sampled.complete(Prefixes.of([[]]), n, stream=STREAM, max_tokens=length)
     assert bool((drawn.lengths == length).all())
-    number = (drawn.tokens[0] * torch.tensor([2, 1])).sum(1)
-    counts = torch.bincount(number, minlength=4)
+    number = (drawn.tokens[0] * torch.tensor([4, 2, 1])).sum(1)
+    counts = torch.bincount(number, minlength=8)
     statistic = ((counts - expected).square() / expected).sum() / 2
-    assert float(torch.special.gammaincc(torch.tensor(1.5), statistic.float())) > 1e-6
+    assert float(torch.special.gammaincc(torch.tensor(3.5), statistic.float())) > 1e-6
 
 
 def test_rejected_tokens_are_counted():
@@ -94,6 +94,20 @@ def test_draws_by_rejection_are_addressed():
     assert bool(ended.all())
 
 
+def test_draws_asked_in_parts_are_those_asked_at_once():
+    """Nothing is drawn twice, and shorter draws are the beginnings of longer ones."""
+    at_once = restrict(as_samples(whole()), ["a", "b", "."])
+    expected = at_once.complete(Prefixes.of([[], [1]]), 30, stream=STREAM)
+    parts = restrict(as_samples(whole()), ["a", "b", "."])
+    for first, count in ((0, 4), (4, 1), (2, 10), (12, 18)):
+        found = parts.complete(Prefixes.of([[], [1]]), count, stream=STREAM, first_draw=first)
+        wide = found.tokens.shape[2]
+        assert torch.equal(found.tokens, expected.tokens[:, first : first + count, :wide])
+    assert parts.rejected_tokens == at_once.rejected_tokens
+    short = parts.complete(Prefixes.of([[1]]), 30, stream=STREAM, max_tokens=2)
+    assert torch.equal(short.tokens[0], expected.tokens[1, :, :2])
+
+
 def test_prompts_do_not_share_their_draws():
     """Draw i after [0] and draw i that reached [0] by itself use different numbers."""
     sampled = restrict(as_samples(whole()), ["a", "d"])
@@ -110,6 +124,7 @@ def test_hopeless_rejection_ends(monkeypatch):
     sampled = restrict(as_samples(never), ["b"])
     with pytest.raises(TeacherError, match=r"none of 20 tokens.*prefix \(0,\)"):
         sampled.complete(Prefixes.of([[]]), 1, stream=STREAM)
+    assert not sampled._drawn  # a draw that did not end is none
     with pytest.raises(TeacherError, match=r"can follow prefix \(0,\)"):
         restrict(never, ["b"]).laws(Prefixes.of([[], [0]]))
 

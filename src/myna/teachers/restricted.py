@@ -20,22 +20,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import InputError, TeacherError
-from myna.lowrank.student import State, StepInfo, Strings
+from myna.lowrank.student import State, StepInfo, Strings, strings
 from myna.spec import Spec, fingerprint
 from myna.teachers.draws import (
     check_draws,
     complete_in_parts,
     draw_limits,
-    going,
-    joined,
     sample_by_completing,
-    widened,
 )
 from myna.teachers.oracle import Completions, Laws, Samples, Stream, TopLaw, TopLaws, top_of
 from myna.teachers.prefixes import Prefixes, check_prefixes
 from myna.teachers.stepped import SteppedTeacher
 
 _ATTEMPTS = 1000  # tokens drawn at one place before giving up
+
+_Name = tuple[Stream, int | None, tuple[int, ...]]  # stream, max_tokens, prefix
+_Going = tuple[_Name, list[int], int]  # of which prefix, the tokens so far, at most how many
 
 
 class SubAlphabet:
@@ -103,13 +103,31 @@ def _token(name: str, place: dict[str, int]) -> int:
     )
 
 
+class _Drawn:
+    """The draws of one prefix on one stream so far.
+
+    rows: the tokens of draws 0, 1, ...
+    asked: (history, attempt) -> how many of them made that attempt after that history
+    """
+
+    def __init__(self):
+        self.rows: list[list[int]] = []
+        self.asked: dict[tuple[tuple[int, ...], int], int] = {}
+
+
 class RestrictedSamples:
-    """Completions over S from completions alone, token by token with rejection."""
+    """Completions over S from completions alone, token by token with rejection.
+
+    The n-th of a prefix's draws that makes attempt a after history h takes the teacher's
+    draw n there, on a stream named by the prefix's length, the position and a. Which draw
+    is the n-th follows from the draws before it, so draws are made in order, and kept.
+    """
 
     def __init__(self, teacher: Samples, kept: SubAlphabet):
         """Wrap a teacher; nothing rejected yet."""
         self._teacher = teacher
         self._kept = kept
+        self._drawn: dict[_Name, _Drawn] = {}
         self.rejected_tokens = 0
 
     @property
@@ -128,60 +146,82 @@ class RestrictedSamples:
     ) -> Completions:
         """Draws first_draw .. first_draw + count - 1 of each prefix's completion.
 
-        Draw i is made of the teacher's draws i on streams named by the prefix's length,
-        the position and the attempt, so it does not depend on what it is asked with.
-
         Raises:
             TeacherError: where no token of S comes in 1,000 attempts.
         """
         check_draws(count, first_draw)
         check_prefixes(self.spec, prefixes)
-        limits = draw_limits(self.spec, prefixes.lengths, max_tokens)
-        parts = []
-        for draw in range(first_draw, first_draw + count):
-            tokens = torch.full((len(limits), 0), -1, dtype=torch.int64)
-            alive, position = (limits > 0).nonzero()[:, 0], 0
-            while len(alive):
-                histories = joined(prefixes.take(alive), tokens[alive, :position])
-                own = f"{stream.purpose}: position {position}"
-                drawn = self._accepted(histories, Stream(own, stream.seed), draw, position)
-                tokens = widened(tokens, position)
-                tokens[alive, position] = drawn
-                position += 1
-                alive = alive[going(self.spec, drawn) & (limits[alive] > position)]
-            parts.append(tokens[:, :position])
-        width = max((part.shape[1] for part in parts), default=0)
-        wide = [torch.nn.functional.pad(p, (0, width - p.shape[1]), value=-1) for p in parts]
-        whole = torch.stack(wide, 1)
-        return Completions(whole, (whole >= 0).sum(2))
+        limits = draw_limits(self.spec, prefixes.lengths, max_tokens).tolist()
+        names = [(stream, max_tokens, row) for row in prefixes.rows()]
+        going_on = []
+        for name, limit in dict(zip(names, limits, strict=True)).items():
+            known = self._drawn.setdefault(name, _Drawn())
+            new = [[] for _ in range(first_draw + count - len(known.rows))]
+            known.rows += new
+            going_on += [(name, row, limit) for row in new if limit]
+        try:
+            while going_on:
+                going_on = self._advanced(going_on)
+        except BaseException:
+            for name in names:  # unfinished draws are none
+                self._drawn.pop(name, None)
+            raise
+        chosen = [self._drawn[name].rows[first_draw : first_draw + count] for name in names]
+        flat = strings([row for rows in chosen for row in rows])
+        shape = (len(names), count)
+        return Completions(flat.tokens.reshape(*shape, -1), flat.lengths.reshape(shape))
 
-    def _accepted(
-        self, histories: Prefixes, stream: Stream, draw: int, position: int
-    ) -> Int[Tensor, " batch"]:
-        """One token over S after each history, by rejection."""
-        found = torch.full_like(histories.lengths, -1)
+    def _advanced(self, going_on: list[_Going]) -> list[_Going]:
+        """One more accepted token of every unfinished draw; those that go on."""
+        pending = going_on
         for attempt in range(_ATTEMPTS):
-            for length in histories.lengths[found < 0].unique().tolist():
-                rows = ((found < 0) & (histories.lengths == length)).nonzero()[:, 0]
-                name = f"{stream.purpose} of {length - position}, attempt {attempt}"
-                asked = self._kept.outward(histories.take(rows))
-                answer = self._teacher.complete(
-                    asked,
-                    1,
-                    stream=Stream(name, stream.seed),
-                    max_tokens=1,
-                    first_draw=draw,
-                )
-                found[rows] = self._kept.inward(answer.tokens[:, 0, 0].cpu())
-            lacking = int((found < 0).sum())
-            self.rejected_tokens += lacking
-            if not lacking:
-                return found
-        row = histories.take((found < 0).nonzero()[:1, 0]).rows()[0]
+            pending = self._attempted(pending, attempt)
+            self.rejected_tokens += len(pending)
+            if not pending:
+                return [
+                    (name, row, limit)
+                    for name, row, limit in going_on
+                    if len(row) < limit and row[-1] != self.spec.stop
+                ]
+        (_, _, prefix), row, _ = pending[0]
         raise TeacherError(
-            f"none of {_ATTEMPTS} tokens drawn after prefix {row} is in the sub-alphabet; "
-            "restrict to more tokens"
+            f"none of {_ATTEMPTS} tokens drawn after prefix {(*prefix, *row)} is in the "
+            "sub-alphabet; restrict to more tokens"
         )
+
+    def _attempted(self, pending: list[_Going], attempt: int) -> list[_Going]:
+        """Ask one token for each pending draw; append the accepted, return the others."""
+        members: dict[tuple[_Name, tuple[int, ...]], list[_Going]] = {}
+        for draw in pending:
+            members.setdefault((draw[0], tuple(draw[1])), []).append(draw)
+        groups: dict[tuple[Stream, int, int], list[tuple[_Name, tuple[int, ...]]]] = {}
+        for (name, so_far), draws in members.items():
+            asked = self._drawn[name].asked
+            first = asked.get((so_far, attempt), 0)
+            asked[so_far, attempt] = first + len(draws)
+            stream, _, prefix = name
+            text = f"{stream.purpose}: {len(prefix)} + {len(so_far)} tokens, attempt {attempt}"
+            group = (Stream(text, stream.seed), first, len(draws))
+            groups.setdefault(group, []).append((name, so_far))
+        rejected = []
+        for (stream, first, count), places in groups.items():
+            histories = Prefixes.of([(*name[2], *so_far) for name, so_far in places])
+            answer = self._teacher.complete(
+                self._kept.outward(histories),
+                count,
+                stream=stream,
+                max_tokens=1,
+                first_draw=first,
+            )
+            for place, tokens in zip(
+                places, self._kept.inward(answer.tokens[:, :, 0].cpu()).tolist(), strict=True
+            ):
+                for draw, token in zip(members[place], tokens, strict=True):
+                    if token < 0:
+                        rejected.append(draw)
+                    else:
+                        draw[1].append(token)
+        return rejected
 
 
 class RestrictedTop(RestrictedSamples):
