@@ -14,7 +14,7 @@ TeacherName = Annotated[
     str,
     typer.Argument(
         metavar="TEACHER",
-        help="zoo:NAME?.., pautomac:FILE, hmmer3:FILE, hmm:FILE?horizon=N, student:FOLDER",
+        help="zoo:NAME?.., pautomac:FILE, hmmer3:FILE, hmm:FILE?horizon=N, student:FOLDER, hf:FOLDER, rnn:FOLDER",
     ),
 ]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A saved copy, or a teacher.")]
