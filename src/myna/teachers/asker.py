@@ -59,7 +59,7 @@ class Law(NamedTuple):
     """One next-token law as far as it can be read.
 
     log_probs: token to nats
-    unreadable: mass of names that are no one token's
+    unreadable: mass of names that are no token's, several tokens', or came twice
     outside: mass of tokens that are not in the alphabet
     names: how many entries the server gave
     """
@@ -91,6 +91,7 @@ class Asker:
     def __init__(self, endpoint: Endpoint, vocabulary: Vocabulary, transport: Transport):
         """Ask nothing yet."""
         self.endpoint, self.vocabulary, self.transport = endpoint, vocabulary, transport
+        self.spent = 0  # tokens, as the server bills them, or else the most they can be
         self._by_text: dict[str, list[int]] = {}
         for token, text in enumerate(vocabulary.texts or ()):
             self._by_text.setdefault(text, []).append(token)
@@ -142,6 +143,9 @@ class Asker:
                 path, bodies, most, lambda text, n=expected: read(text, n)
             )
             found.update(zip(places, got, strict=True))
+        for i, answer in found.items():
+            billed = None if answer.sent is None else answer.sent + (answer.received or 0)
+            self.spent += tokens_of(questions[i], self.vocabulary) if billed is None else billed
         return [found[i] for i in range(len(questions))]
 
     def body(self, question: Question, style: Style) -> dict[str, Any]:
@@ -215,12 +219,10 @@ class Asker:
         unreadable = outside = 0.0
         for name, value in top:
             token, mass = self._token(name), math.exp(min(value, 700.0))
-            if token is None and name in self._by_text:
+            if token is None or token in log_probs:
                 unreadable += mass
-            elif token is None or token >= len(self.vocabulary.names):
+            elif token >= len(self.vocabulary.names):
                 outside += mass
-            elif token in log_probs:
-                unreadable += mass  # a name that came twice
             else:
                 log_probs[token] = value
         return Law(log_probs, unreadable, outside, len(top))

@@ -46,14 +46,17 @@ def binomial_p_value(count: int, draws: int, probability: float) -> float:
 
 
 def worst_disagreement(
-    counts: Int[Tensor, " token"], law: Float[Tensor, " token"], tests: int, level: float = LEVEL
+    counts: Int[Tensor, " token"],
+    law: Float[Tensor, " token"],
+    draws: int,
+    tests: int,
+    level: float = LEVEL,
 ) -> Disagreement:
     """The count that fits its probability least.
 
-    counts: how often each token came; law: probabilities, below one where some are unknown
+    counts: of some of the tokens, in so many draws; law: their probabilities
     tests: m, of the whole family that shares the level
     """
-    draws = int(counts.sum())
     values = [
         binomial_p_value(count, draws, probability)
         for count, probability in zip(counts.tolist(), law.tolist(), strict=True)

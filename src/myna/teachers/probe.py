@@ -17,7 +17,8 @@ that it could not be told.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ _DRAWS = 256  # for frequencies, at each of two prefixes
 _REPEATS = 6  # of a question that should have one answer
 
 _ASKS = {
-    "model": "does the model that was named answer, and only under its name?",
+    "model": "does the model that was named answer?",
     "token_ids": "are prompts of token ids read as these tokens?",
     "logprobs": "do log-probabilities come when they are asked?",
     "k": "what is the largest number of log-probabilities?",
@@ -57,6 +58,17 @@ _ASKS = {
 }
 
 Outcome = tuple[Verdict, str, str]
+_COMPLETIONS_ONLY = ("token_ids", "echo", "alignment", "batch")
+_NEEDS = {  # no word on the first while one of the others is at fault
+    "steady": ("logprobs",),
+    "echo": ("logprobs", "max_tokens"),
+    "alignment": ("steady",),
+    "batch": ("steady",),
+    "temperature": ("steady", "collisions"),
+    "top_p": ("steady", "collisions"),
+    "logit_bias": ("steady", "collisions"),
+    "stop": ("max_tokens",),
+}
 OK, FAULT, ABSENT, UNKNOWN = Verdict.OK, Verdict.FAULT, Verdict.NOT_OFFERED, Verdict.UNKNOWN
 
 
@@ -79,22 +91,22 @@ class _Probe:
         self._findings: dict[str, Finding] = {}
         self._x: tuple[int, ...] = ()
         self._written: tuple[float | None, ...] = ()
-        self._k = 0
-        self._tokens = 0
+        self._k, self._shown = 0, 1
         self._addressed = False
-        self._before = asker.transport.traffic.tries
+        self._ids_refusal = ""
+        self._before = asker.transport.traffic.tries, asker.spent
 
     def run(self) -> Profile:
-        chat = self._asker.endpoint.chat
+        """Every question in order, then what follows from them."""
         steps: dict[str, Callable[[], Outcome]] = {
             "model": self._model,
-            "token_ids": self._ids_taken,
             "max_tokens": self._max_tokens,
             "logprobs": self._log_probs,
             "k": self._largest_k,
+            "steady": self._steady,
+            "token_ids": self._token_ids,
             "collisions": self._collisions,
             "sum": self._sum,
-            "steady": self._steady,
             "echo": self._echo,
             "alignment": self._alignment,
             "n": self._n,
@@ -109,19 +121,11 @@ class _Probe:
         }
         for name, step in steps.items():
             self._tell(_ASKS[name])
-            if chat and name in ("token_ids", "echo", "alignment", "batch"):
-                outcome: Outcome = (ABSENT, "", "chat endpoints have no such question")
-            else:
-                outcome = self._outcome(step)
-            self._findings[name] = Finding(name, _ASKS[name], *outcome)
+            self._findings[name] = Finding(name, _ASKS[name], *self._outcome(name, step))
             if name == "max_tokens":
                 self._draw_string()
-            if name == "logprobs" and not chat:
-                ids = self._outcome(self._ids_read)
-                self._findings["token_ids"] = Finding("token_ids", _ASKS["token_ids"], *ids)
         findings = tuple(self._findings[name] for name in _ASKS)
-        size = len(self._vocabulary.names)
-        access, withheld = safe_access(findings, size, self._k)
+        access, withheld = safe_access(findings, len(self._vocabulary.names), self._k)
         endpoint = self._asker.endpoint
         return Profile(
             endpoint.model,
@@ -134,30 +138,38 @@ class _Probe:
             self._style.batch,
             self._style.many,
             self._addressed,
-            self._asker.transport.traffic.tries - self._before,
-            self._tokens,
+            self._asker.transport.traffic.tries - self._before[0],
+            self._asker.spent - self._before[1],
             findings,
         )
 
-    def _outcome(self, step: Callable[[], Outcome]) -> Outcome:
+    def _outcome(self, name: str, step: Callable[[], Outcome]) -> Outcome:
+        if self._asker.endpoint.chat and name in _COMPLETIONS_ONLY:
+            return ABSENT, "", "chat endpoints have no such question"
+        for other in _NEEDS.get(name, ()):
+            if self._was(other, FAULT):
+                return UNKNOWN, "", f"not to be told while {other} is at fault"
         try:
             return step()
         except Refused as error:
-            return ABSENT, "", str(error)
+            return ABSENT, "refused", str(error)
         except TeacherError as error:
             return UNKNOWN, "", str(error)
 
     # asking
 
-    def _ask(self, question: Question, style: Style | None = None) -> list[list[Reply]]:
-        self._tokens += tokens_of(question, self._vocabulary)
-        return self._asker.ask(question, style or self._style)
+    def _one(self, row: tuple[int, ...], style: Style | None = None, **more: Any) -> Reply:
+        return self._asker.ask(Question((row,), **more), style or self._style)[0][0]
 
-    def _one(self, *rows: tuple[int, ...], style: Style | None = None, **more) -> Reply:
-        return self._ask(Question(tuple(rows), **more), style)[0][0]
-
-    def _law(self, row: tuple[int, ...], style: Style | None = None, **more) -> Law:
-        reply = self._one(row, style=style, shown=self._k or 1, **more)
+    def _law(
+        self,
+        row: tuple[int, ...],
+        shown: int | None = None,
+        style: Style | None = None,
+        **more: Any,
+    ) -> Law:
+        """The law after a row: as many entries as the server takes a question for."""
+        reply = self._one(row, style, shown=self._shown if shown is None else shown, **more)
         law = reply.laws[0] if reply.laws else None
         if law is None:
             raise TeacherError(f"the law after {list(row)} is not in the answer")
@@ -176,10 +188,9 @@ class _Probe:
 
     def _model(self) -> Outcome:
         asked = self._asker.endpoint.model
-        style = self._style
-        if style.ids and not self._takes(style):
-            style = Style(ids=False)
-        answer = self._asker.answers([Question(((),))], style, strict=False)[0]
+        if self._style.ids and not self._takes_ids():
+            self._style = Style(ids=False)
+        answer = self._asker.answers([Question(((),))], self._style, strict=False)[0]
         named = answer.model or asked
         if asked not in named and named not in asked:
             return FAULT, named, f"{asked!r} was asked, and the answer is signed {named!r}"
@@ -187,19 +198,13 @@ class _Probe:
             return UNKNOWN, "", "answers are not signed by a model"
         return OK, named, f"answers are signed {named!r}"
 
-    def _takes(self, style: Style) -> bool:
+    def _takes_ids(self) -> bool:
         try:
-            self._asker.answers([Question(((),))], style, strict=False)
-        except Refused:
+            self._asker.answers([Question(((),))], Style(ids=True), strict=False)
+        except Refused as error:
+            self._ids_refusal = str(error)
             return False
         return True
-
-    def _ids_taken(self) -> Outcome:
-        if self._takes(Style(ids=True)):
-            return UNKNOWN, "taken", "token ids are taken"
-        self._style = Style(ids=False)
-        self._one(())  # text must do, or there is nothing to probe
-        return ABSENT, "refused", "prompts of token ids are refused, text is taken"
 
     def _max_tokens(self) -> Outcome:
         for limit in sorted({1, min(2, self._room)}):
@@ -227,7 +232,6 @@ class _Probe:
             found = self._asker.ask_all(questions, self._style)
         except TeacherError:
             return
-        self._tokens += sum(tokens_of(question, self._vocabulary) for question in questions)
         for ((reply,),) in found:
             tokens = reply.tokens
             if tokens is None or any(t >= len(self._vocabulary.names) for t in tokens):
@@ -239,51 +243,37 @@ class _Probe:
             self._x = tokens[: self._room]
             self._written = reply.log_probs[: len(self._x)]
 
-    def _ids_read(self) -> Outcome:
+    def _token_ids(self) -> Outcome:
         """Laws asked anew after prefixes of x against what the server reported as it wrote."""
         if not self._style.ids:
-            found = self._findings["token_ids"]
-            return found.verdict, found.answer, found.evidence
-        if not self._x or not self._was("logprobs", OK):
+            return ABSENT, "refused", self._ids_refusal
+        if not self._x or not self._was("logprobs", OK) or self._was("steady", FAULT):
             return UNKNOWN, "taken", "token ids are taken, and nothing tells how they are read"
         differ, spread = self._rereading(Style(ids=True))
         if differ < _TOLERANCE:
             if spread < 2 * _TOLERANCE:
                 return UNKNOWN, "taken", "laws here differ too little to tell how ids are read"
             return OK, "read", f"laws asked anew differ by at most {differ:.2g} nats"
-        text = math.inf
-        if self._vocabulary.texts is not None:
-            text, _ = self._rereading(Style(ids=False))
-            if text < _TOLERANCE:
-                self._style = Style(ids=False)
-        return (
-            FAULT,
-            "misread",
+        seen = (
             f"after prompts of token ids the log-probabilities of {list(self._x)} differ by "
             f"{differ:.3g} nats from those reported while it was written"
-            + (f", after text by {text:.2g}" if math.isfinite(text) else ""),
         )
+        if self._vocabulary.texts is not None:
+            text, _ = self._rereading(Style(ids=False))
+            seen += f", after text by {text:.2g}"
+            if text < _TOLERANCE:
+                self._style = Style(ids=False)
+        return FAULT, "misread", seen
 
     def _rereading(self, style: Style) -> tuple[float, float]:
         """Largest difference from what was written, and how far apart the laws are."""
-        k = len(self._vocabulary.names)
         differences, first = [0.0], []
         for i, (token, value) in enumerate(zip(self._x, self._written, strict=True)):
-            try:
-                law = self._law_shown(self._x[:i], k, style)
-            except Refused:
-                law = self._law_shown(self._x[:i], 1, style)
+            law = self._law(self._x[:i], style=style)
             first.append(law.log_probs.get(self._x[0], -math.inf))
             if value is not None and token in law.log_probs:
                 differences.append(_apart(law.log_probs[token], value))
         return max(differences), max((_apart(a, first[0]) for a in first), default=0.0)
-
-    def _law_shown(self, row: tuple[int, ...], shown: int, style: Style) -> Law:
-        reply = self._one(row, style=style, shown=shown)
-        law = reply.laws[0] if reply.laws else None
-        if law is None:
-            raise TeacherError(f"the law after {list(row)} is not in the answer")
-        return law
 
     def _log_probs(self) -> Outcome:
         reply = self._one((), shown=1)
@@ -297,43 +287,38 @@ class _Probe:
     def _largest_k(self) -> Outcome:
         if not self._was("logprobs", OK):
             return ABSENT, "0", "no log-probabilities come"
-        wanted = self._vocabulary.shown
+        wanted, size = self._vocabulary.shown, len(self._vocabulary.names)
         low, high = 1, wanted
         while low < high:  # the largest k that is not refused; whole laws are tried first
             middle = wanted if (low, high) == (1, wanted) else (low + high + 1) // 2
             try:
-                self._law_shown((), middle, self._style)
+                self._law((), middle)
                 low = middle
             except Refused:
                 high = middle - 1
-        law = self._law_shown((), low, self._style)
-        shared = self._asker.collisions()
-        read = len(law.log_probs)
-        self._k = min(read, len(self._vocabulary.names))
-        if law.names < low and not shared and law.unreadable <= _MASS:
+        self._shown = low
+        law = self._law(())
+        self._k = min(len(law.log_probs), size)
+        if law.names < low and law.unreadable <= _MASS:
             return FAULT, str(self._k), f"{low} were asked, and {law.names} came, without a word"
         words = "asked and given" if low == wanted else "given, more are refused"
         return OK, str(self._k), f"{law.names} log-probabilities {words}"
 
     def _collisions(self) -> Outcome:
+        """Names that collide in a dictionary leave one entry: the others' mass is lost as well."""
         if not self._was("logprobs", OK):
             return ABSENT, "", "no log-probabilities come"
-        laws = [self._law_shown(row, self._asked, self._style) for row in self._rows()]
-        lost = max(law.unreadable for law in laws)
-        if self._k < len(self._vocabulary.names) and any(
-            law.names < self._asked and law.unreadable > _MASS for law in laws
-        ):
-            # of names that collide in a dictionary only one is left, the others are lost
-            lost = max(1 - sum(math.exp(v) for v in law.log_probs.values()) for law in laws)
-        if lost > _MASS:
-            return FAULT, f"{lost:.3g}", f"names that are no one token's hold mass {lost:.3g}"
-        return OK, "0", f"every name of mass above {_MASS:g} is one token's"
-
-    @property
-    def _asked(self) -> int:
-        """As many log-probabilities as the server takes a question for."""
-        whole = self._k == len(self._vocabulary.names)
-        return self._vocabulary.shown if whole else max(1, self._k)
+        laws = [self._law(row) for row in self._rows()]
+        unreadable = max(law.unreadable for law in laws)
+        if unreadable <= _MASS:
+            return OK, "0", f"every name of mass above {_MASS:g} is one token's"
+        lost = max(1 - _mass(law.log_probs.values()) - law.outside for law in laws)
+        return (
+            FAULT,
+            f"{lost:.3g}",
+            f"names that are no one token's hold mass {unreadable:.3g}, and all but {1 - lost:.3g} "
+            "is unreadable",
+        )
 
     def _rows(self, most: int = 4) -> list[tuple[int, ...]]:
         """Prefixes of x after which a token may follow."""
@@ -343,13 +328,8 @@ class _Probe:
     def _sum(self) -> Outcome:
         if not self._was("logprobs", OK):
             return ABSENT, "", "no log-probabilities come"
-        laws = [self._law_shown(row, self._asked, self._style) for row in self._rows()]
-        masses = [
-            sum(math.exp(min(v, 700.0)) for v in law.log_probs.values())
-            + law.unreadable
-            + law.outside
-            for law in laws
-        ]
+        laws = [self._law(row) for row in self._rows()]
+        masses = [_mass(law.log_probs.values()) + law.unreadable + law.outside for law in laws]
         worst = max(masses, key=lambda mass: abs(mass - 1))
         if max(masses) > 1 + _MASS:
             return FAULT, f"{max(masses):.6g}", f"a law sums to {max(masses):.6g}"
@@ -362,7 +342,7 @@ class _Probe:
     def _steady(self) -> Outcome:
         if not self._was("logprobs", OK):
             return ABSENT, "", "no log-probabilities come"
-        laws = [self._law_shown((), self._asked, self._style) for _ in range(_REPEATS)]
+        laws = [self._law(()) for _ in range(_REPEATS)]
         differ = max(_distance(laws[0], law) for law in laws)
         if differ > _TOLERANCE:
             return FAULT, "", f"one question, asked again, has laws {differ:.3g} nats apart"
@@ -391,7 +371,7 @@ class _Probe:
                 continue
             aligned.append(_apart(value, written))
             if i + 1 < self._room:
-                law = self._law_shown(self._x[: i + 1], self._asked, self._style)
+                law = self._law(self._x[: i + 1])
                 if token in law.log_probs:
                     late.append(_apart(value, law.log_probs[token]))
                     apart.append(_apart(written, law.log_probs[token]))
@@ -414,7 +394,6 @@ class _Probe:
     def _n(self) -> Outcome:
         question = Question(((),), count=8, max_tokens=self._room, shown=0, seed=11)
         answer = self._asker.answers([question], self._style, strict=False)[0]
-        self._tokens += tokens_of(question, self._vocabulary)
         if len(answer.choices) != question.count:
             return FAULT, "ignored", f"n = 8 was asked, and {len(answer.choices)} came"
         texts = {(choice.text, choice.names) for choice in answer.choices}
@@ -430,10 +409,9 @@ class _Probe:
         rows = [row for row in self._rows(5) if row] or [()]
         if len(rows) < 2:
             return UNKNOWN, "", "no two prompts are at hand"
-        shown = self._asked if self._was("logprobs", OK) else None
+        shown = self._shown if self._was("logprobs", OK) else None
         question = Question(tuple(rows), shown=shown, temperature=0.0)
         answer = self._asker.answers([question], self._style, strict=False)[0]
-        self._tokens += tokens_of(question, self._vocabulary)
         if len(answer.choices) != len(rows):
             return FAULT, "ignored", f"{len(rows)} prompts were sent, {len(answer.choices)} came back"
         together = [self._asker.read(choice, question) for choice in answer.choices]
@@ -462,46 +440,41 @@ class _Probe:
     def _frequencies(self) -> Outcome:
         if not self._was("logprobs", OK):
             return ABSENT, "", "no log-probabilities come"
-        size, style = len(self._vocabulary.names), self._style
-        draws = _DRAWS if style.many else _DRAWS // 2
-        chunk = 64 if style.many else 1
         rows = self._rows()[:2]
-        worst = None
-        for row in rows:
-            law = self._law_shown(row, self._asked, style)
-            questions = [
-                Question((row,), count=chunk, shown=0, seed=7919 * len(row) + i)
-                for i in range(0, draws, chunk)
-            ]
-            replies = [r for found in self._asker.ask_all(questions, style) for r in found[0]]
-            self._tokens += sum(tokens_of(question, self._vocabulary) for question in questions)
-            first = [self._first(reply) for reply in replies]
-            if None in first:
-                return UNKNOWN, "", "drawn tokens cannot be read"
-            listed = sorted(law.log_probs)
-            place = {token: i for i, token in enumerate(listed)}
-            counts = torch.zeros(len(listed) + 1, dtype=torch.int64)
-            for token in first:
-                counts[place.get(token if token is not None else size, len(listed))] += 1
-            masses = [math.exp(min(0.0, law.log_probs[token])) for token in listed]
-            rest = min(1.0, max(0.0, 1 - sum(masses) + _MASS))
-            stated = torch.tensor([*masses, rest], dtype=torch.float64)
-            # of the rest only the excess is a fault: its mass was rounded upwards above
-            if counts[-1] <= draws * rest:
-                counts, stated = counts[:-1], stated[:-1]
-            found = worst_disagreement(counts, stated, len(rows) * (size + 1))
-            if worst is None or found.p_value < worst[0].p_value:
-                name = listed[found.place] if found.place < len(listed) else None
-                worst = (found, row, name)
-        assert worst is not None
-        found, row, name = worst
-        which = "a token not listed" if name is None else repr(self._vocabulary.names[name])
+        tests = len(rows) * (len(self._vocabulary.names) + 1)
+        tested = [self._counted(row, tests) for row in rows]
+        if None in tested:
+            return UNKNOWN, "", "drawn tokens cannot be read"
+        _, fails, seen = min(found for found in tested if found is not None)
+        return (FAULT, "disagree", seen) if fails else (OK, "agree", seen)
+
+    def _counted(self, row: tuple[int, ...], tests: int) -> tuple[float, bool, str] | None:
+        """First tokens after a row against its law: the least p-value, and what was seen."""
+        law, many = self._law(row), self._style.many
+        draws, chunk = (_DRAWS, 64) if many else (_DRAWS // 2, 1)
+        questions = [
+            Question((row,), count=chunk, shown=0, seed=7919 * len(row) + i)
+            for i in range(0, draws, chunk)
+        ]
+        found = self._asker.ask_all(questions, self._style)
+        first = [self._first(reply) for ((*replies,),) in found for reply in replies]
+        if None in first:
+            return None
+        listed = sorted(law.log_probs)
+        counts = [first.count(token) for token in listed]
+        masses = [math.exp(min(0.0, law.log_probs[token])) for token in listed]
+        names = [repr(self._vocabulary.names[token]) for token in listed]
+        rest = min(1.0, max(0.0, 1 - sum(masses)) + _MASS)
+        if draws - sum(counts) > draws * rest:  # only an excess: the rest was rounded upwards
+            counts, masses = [*counts, draws - sum(counts)], [*masses, rest]
+            names.append("tokens not listed")
+        worst = worst_disagreement(torch.tensor(counts), torch.tensor(masses).double(), draws, tests)
         seen = (
-            f"of {draws} draws after {list(row)} {found.count} are {which} where "
-            f"{found.expected:.4g} are expected (p = {found.p_value:.2g}, {found.tests} tests, "
+            f"of {draws} draws after {list(row)} {worst.count} are {names[worst.place]} where "
+            f"{worst.expected:.4g} are expected (p = {worst.p_value:.2g}, {worst.tests} tests, "
             f"level {LEVEL:g} together)"
         )
-        return (FAULT, "disagree", seen) if found.fails else (OK, "agree", seen)
+        return worst.p_value, worst.fails, seen
 
     def _first(self, reply: Reply) -> int | None:
         """The first token of a draw; the stop token where it stopped at once."""
@@ -515,7 +488,7 @@ class _Probe:
         """The prefix whose two likeliest tokens are furthest apart in reach, and those two."""
         best = None
         for row in self._rows():
-            law = self._law_shown(row, self._asked, self._style)
+            law = self._law(row)
             ordered = sorted(law.log_probs, key=lambda t: -law.log_probs[t])[:2]
             if len(ordered) == 2 and math.isfinite(law.log_probs[ordered[1]]):
                 gap = law.log_probs[ordered[0]] - law.log_probs[ordered[1]]
@@ -541,36 +514,24 @@ class _Probe:
             return UNKNOWN, "", "two log-probabilities are needed to tell"
         row, law, (a, b) = self._sharpest()
         gap = law.log_probs[a] - law.log_probs[b]
-        moved = self._law_shown_at(row, temperature=0.5)
+        moved = self._law(row, temperature=0.5)
         return self._compared(gap, 2 * gap, _gap(moved, a, b))
 
     def _top_p(self) -> Outcome:
-        if self._k < 2:
-            return UNKNOWN, "", "two log-probabilities are needed to tell"
-        row, law, (a, _) = min(
-            (self._likely(row) for row in self._rows()), key=lambda found: found[1].log_probs[found[2][0]]
-        )
-        moved = self._law_shown_at(row, top_p=math.exp(law.log_probs[a]) / 2)
-        return self._compared(law.log_probs[a], 0.0, moved.log_probs.get(a, -math.inf))
-
-    def _likely(self, row: tuple[int, ...]) -> tuple[tuple[int, ...], Law, list[int]]:
-        law = self._law_shown(row, self._asked, self._style)
-        return row, law, sorted(law.log_probs, key=lambda t: -law.log_probs[t])[:2]
+        """Under the least top-p that cuts, the likeliest token has all the mass."""
+        laws = [(row, self._law(row)) for row in self._rows()]
+        tops = [(max(law.log_probs.values(), default=0.0), row) for row, law in laws]
+        top, row = min(tops)
+        moved = self._law(row, top_p=math.exp(top) / 2)
+        return self._compared(top, 0.0, max(moved.log_probs.values(), default=-math.inf))
 
     def _bias(self) -> Outcome:
         if self._k < 2:
             return UNKNOWN, "", "two log-probabilities are needed to tell"
         row, law, (a, b) = self._sharpest()
         gap = law.log_probs[a] - law.log_probs[b]
-        moved = self._law_shown_at(row, bias=((a, 1.5),))
+        moved = self._law(row, bias=((a, 1.5),))
         return self._compared(gap, gap + 1.5, _gap(moved, a, b))
-
-    def _law_shown_at(self, row: tuple[int, ...], **more) -> Law:
-        reply = self._one(row, shown=self._asked, **more)
-        law = reply.laws[0] if reply.laws else None
-        if law is None:
-            raise TeacherError(f"the law after {list(row)} is not in the answer")
-        return law
 
     def _deterministic(self) -> Outcome:
         questions = [
@@ -598,7 +559,6 @@ class _Probe:
 
     def _written_by(self, questions: list[Question]) -> list[str]:
         answers = self._asker.answers(questions, self._style, strict=False)
-        self._tokens += sum(tokens_of(question, self._vocabulary) for question in questions)
         return [f"{answer.choices[0].text}|{answer.choices[0].names}" for answer in answers]
 
     def _stop(self) -> Outcome:
@@ -612,7 +572,6 @@ class _Probe:
             for s in range(2 if many else 32)
         ]
         found = self._asker.ask_all(questions, self._style)
-        self._tokens += sum(tokens_of(question, self._vocabulary) for question in questions)
         replies = [reply for ((*replies,),) in found for reply in replies]
         readable = [reply for reply in replies if reply.tokens is not None]
         cut = [r for r in readable if len(r.tokens or ()) < limit and r.finish != "stop"]
@@ -630,6 +589,11 @@ class _Probe:
 def _apart(a: float, b: float) -> float:
     """|a - b|, where minus infinity is like itself only."""
     return 0.0 if a == b else abs(a - b)
+
+
+def _mass(log_probs: Iterable[float]) -> float:
+    """Probabilities added up; a number that is no log-probability stays finite."""
+    return sum(math.exp(min(value, 700.0)) for value in log_probs)
 
 
 def _gap(law: Law, a: int, b: int) -> float:
