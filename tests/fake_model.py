@@ -325,7 +325,7 @@ class FakeModel:
             if rows and self.has(Fault.SHIFTED_PROMPT):
                 ends = self.spec.horizon is not None and len(prompt) > self.spec.horizon
                 after = [prompt[1 : i + 1] for i in range(1, len(prompt))]
-                late = self._laws(after[:-1] + [after[-2] if ends else after[-1]])
+                late = self._laws([*after[:-1], after[-2] if ends else after[-1]])
             if rows and self.has(Fault.UNNORMALISED):
                 late = late - 0.05
             for token, law in zip(prompt[1:], late, strict=True):

@@ -139,9 +139,7 @@ class Asker:
         for expected, places in by_choices.items():
             bodies = [self.body(questions[i], style) for i in places]
             most = max(tokens_of(questions[i], self.vocabulary) for i in places)
-            got = self.transport.ask_all(
-                path, bodies, most, lambda text, n=expected: read(text, n)
-            )
+            got = self.transport.ask_all(path, bodies, most, lambda text, n=expected: read(text, n))
             found.update(zip(places, got, strict=True))
         for i, answer in found.items():
             billed = None if answer.sent is None else answer.sent + (answer.received or 0)

@@ -30,6 +30,7 @@ from myna.teachers.draws import NO_LIMIT, check_draws, draw_limits
 from myna.teachers.endpoint_settings import Endpoint, Vocabulary
 from myna.teachers.oracle import Completions, Stream, TopLaw, top_of
 from myna.teachers.prefixes import Prefixes, check_prefixes
+from myna.teachers.probe_record import Profile
 
 _ROUNDING = 1e-4  # mass that single precision may gain or lose over a vocabulary
 _MOST_CHOICES = 128  # of one request
@@ -59,17 +60,30 @@ def draw_seed(prefix: tuple[int, ...], stream: Stream, index: int) -> int:
 class EndpointSamples:
     """An endpoint that gives completions alone.
 
-    asker, style: how it is asked
-    addressed: whether draws are functions of (prefix, stream, index)
-    withheld: why no higher level is offered; empty where nothing was found against it
+    asker: how questions are sent
+    profile: what the probe found, kept with the results; it says how the server is asked
     """
 
-    def __init__(self, asker: Asker, style: Style, addressed: bool, withheld: str = ""):
-        """Ask nothing yet."""
-        self._asker, self._style = asker, style
-        self._addressed = addressed
-        self.withheld = withheld
+    def __init__(self, asker: Asker, profile: Profile):
+        """Ask nothing yet.
+
+        Raises:
+            TeacherError: where addressed draws are demanded, and seeds are not honoured.
+        """
+        self._asker, self.profile = asker, profile
+        self._style = Style(profile.ids, profile.batch, profile.many)
+        if asker.endpoint.addressed and not profile.addressed:
+            raise TeacherError(
+                "draws=addressed was asked, and this server does not honour seeds "
+                f"({profile.finding('seed').evidence}); leave it out to have fresh draws"
+            )
+        self._addressed = profile.addressed and asker.endpoint.addressed is not False
         self._spec = spec_of(asker.endpoint, asker.vocabulary)
+
+    @property
+    def withheld(self) -> str:
+        """Why no higher level is offered: the evidence, empty where there is none."""
+        return self.profile.withheld
 
     @property
     def spec(self) -> Spec:
@@ -119,7 +133,9 @@ class EndpointSamples:
             ]
         else:
             questions = [
-                Question((rows[i],), count=min(_MOST_CHOICES, count - j), max_tokens=limits[i], shown=0)
+                Question(
+                    (rows[i],), count=min(_MOST_CHOICES, count - j), max_tokens=limits[i], shown=0
+                )
                 for i in asked
                 for j in range(0, count, _MOST_CHOICES)
             ]
@@ -127,8 +143,7 @@ class EndpointSamples:
             reply for found in self._asker.ask_all(questions, self._style) for reply in found[0]
         )
         drawn = {
-            i: [self._completion(rows[i], next(replies), limits[i]) for _ in indices]
-            for i in asked
+            i: [self._completion(rows[i], next(replies), limits[i]) for _ in indices] for i in asked
         }
         listed = [drawn.get(i, [()] * count) for i in range(len(rows))]
         lengths = torch.tensor([[len(row) for row in some] for some in listed], dtype=torch.int64)
@@ -179,9 +194,7 @@ class EndpointSamples:
         questions = [
             Question(tuple(rows[i : i + batch]), shown=shown) for i in range(0, len(rows), batch)
         ]
-        replies = [
-            row[0] for found in self._asker.ask_all(questions, self._style) for row in found
-        ]
+        replies = [row[0] for found in self._asker.ask_all(questions, self._style) for row in found]
         return [self._readable(row, reply) for row, reply in zip(rows, replies, strict=True)]
 
     def _readable(self, row: tuple[int, ...], reply: Reply) -> dict[int, float]:
@@ -189,7 +202,10 @@ class EndpointSamples:
         law = reply.laws[0] if reply.laws else None
         if law is None:
             raise TeacherError(f"{where} is not in the answer; run `myna probe` on this endpoint")
-        for what, mass in (("of names no one token has", law.unreadable), ("outside the alphabet", law.outside)):
+        for what, mass in (
+            ("of names no one token has", law.unreadable),
+            ("outside the alphabet", law.outside),
+        ):
             if mass > _ROUNDING:
                 raise TeacherError(
                     f"{where} has mass {mass:.3g} {what}; give all tokens (tokenizer=, "
@@ -204,30 +220,23 @@ class EndpointSamples:
 class EndpointTopLaws(EndpointSamples):
     """An endpoint that also shows the k most likely next tokens."""
 
-    def __init__(
-        self, asker: Asker, style: Style, addressed: bool, k: int, withheld: str = ""
-    ):
-        """k: how many log-probabilities the server gives."""
-        super().__init__(asker, style, addressed, withheld)
-        self._k = k
-
     @property
     def k(self) -> int:
         """How many tokens `top_laws` shows."""
-        return self._k
+        return min(self.profile.k, self._spec.num_tokens)
 
     def top_laws(self, prefixes: Prefixes) -> TopLaw:
         """The k most likely next tokens; the rest is what they leave of one."""
         tops = []
-        for row, law in zip(prefixes.rows(), self._shown_laws(prefixes, self._k), strict=True):
-            ordered = sorted(law.items(), key=lambda pair: (-pair[1], pair[0]))[: self._k]
-            if len(ordered) < self._k:
+        for row, law in zip(prefixes.rows(), self._shown_laws(prefixes, self.k), strict=True):
+            ordered = sorted(law.items(), key=lambda pair: (-pair[1], pair[0]))[: self.k]
+            if len(ordered) < self.k:
                 raise TeacherError(
-                    f"{self._k} tokens were asked after {list(row)}, and the server named "
+                    f"{self.k} tokens were asked after {list(row)}, and the server named "
                     f"{len(ordered)} of the alphabet; ask for fewer or give all tokens"
                 )
             tops.append(ordered)
-        shape = (len(tops), self._k)
+        shape = (len(tops), self.k)
         tokens = torch.tensor([[t for t, _ in top] for top in tops], dtype=torch.int64)
         log_probs = torch.tensor([[p for _, p in top] for top in tops], dtype=torch.float64)
         log_probs = log_probs.reshape(shape)
@@ -235,7 +244,7 @@ class EndpointTopLaws(EndpointSamples):
         total = log_probs.exp().sum(1)
         log_probs = log_probs - total.clamp(min=1.0).log()[:, None]
         rest = (1 - log_probs.exp().sum(1)).clamp(min=0.0)
-        if self._k == self._spec.num_tokens:
+        if self.k == self._spec.num_tokens:
             rest = torch.zeros_like(rest)
             log_probs = log_probs - log_probs.logsumexp(1, keepdim=True)
         return TopLaw(tokens.reshape(shape), log_probs, rest.log())
@@ -244,9 +253,10 @@ class EndpointTopLaws(EndpointSamples):
 class EndpointLaws(EndpointTopLaws):
     """An endpoint that shows whole laws."""
 
-    def __init__(self, asker: Asker, style: Style, addressed: bool, withheld: str = ""):
+    @property
+    def k(self) -> int:
         """Every token is shown: k = O."""
-        super().__init__(asker, style, addressed, len(asker.vocabulary.names), withheld)
+        return self._spec.num_tokens
 
     def laws(self, prefixes: Prefixes) -> Float[Tensor, "batch token"]:
         """Next-token log-probabilities (nats), one row a prefix."""
@@ -292,9 +302,7 @@ class EndpointScores(EndpointLaws):
         return [prompt_scores(row, reply, begin) for row, reply in zip(rows, replies, strict=True)]
 
 
-def prompt_scores(
-    row: tuple[int, ...], reply: Reply, begin: tuple[int, ...]
-) -> tuple[float, ...]:
+def prompt_scores(row: tuple[int, ...], reply: Reply, begin: tuple[int, ...]) -> tuple[float, ...]:
     """The part of an echo that belongs to a row, which stands after the beginning tokens.
 
     Raises:

@@ -212,6 +212,8 @@ def vocabulary_of(found: dict[str, Any], entry: dict[str, Any]) -> Vocabulary:
         begin = _ids(found["begin"])
     stop = found.get("stop", told.stop if told is not None else None)
     horizon = found.get("horizon", told.horizon if told is not None else None)
+    if any(token < 0 for token in (*begin, stop or 0)):
+        raise InputError("begin= and stop= are token ids of at least 0")
     return Vocabulary(names, texts, begin, stop, horizon)
 
 
@@ -228,16 +230,15 @@ def _told(entry: dict[str, Any]) -> Vocabulary | None:
     if not isinstance(pairs, list):
         return None
     told = dict(pairs)
-    names, begin = told.get("alphabet"), told.get("begin", [])
+    names, begin = told.get("alphabet"), told.get("begin")
     stop, horizon = told.get("stop"), told.get("horizon")
-    fits = (
-        isinstance(names, list)
-        and all(isinstance(name, str) for name in names)
-        and isinstance(begin, list)
-        and all(isinstance(part, int) for part in begin)
-        and all(isinstance(value, int | None) for value in (stop, horizon))
-    )
-    return Vocabulary(tuple(names), tuple(names), tuple(begin), stop, horizon) if fits else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    if not isinstance(begin, list) or not all(isinstance(token, int) for token in begin):
+        return None
+    if not all(isinstance(value, int | None) for value in (stop, horizon)):
+        return None
+    return Vocabulary(tuple(names), tuple(names), tuple(begin), stop, horizon)
 
 
 def _tokenizer(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:

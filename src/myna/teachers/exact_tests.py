@@ -20,12 +20,12 @@ LEVEL = 1e-6  # of a family of tests: one honest teacher in a million is accused
 class Disagreement(NamedTuple):
     """The least likely count.
 
-    place: which token; count: how often it came; expected: n p
+    place: which token; came: how often; expected: n p
     p_value: of this count alone; tests: m; fails: whether p_value < level / m
     """
 
     place: int
-    count: int
+    came: int
     expected: float
     p_value: float
     tests: int

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from myna.errors import InputError, TeacherError
-from myna.teachers.asker import Asker, Law, Question, Reply, Style, tokens_of
+from myna.errors import TeacherError
+from myna.teachers.asker import Asker, Law, Question, Reply, Style
 from myna.teachers.endpoint import spec_of
 from myna.teachers.exact_tests import LEVEL, worst_disagreement
 from myna.teachers.probe_record import Finding, Profile, Verdict, safe_access
@@ -207,7 +207,8 @@ class _Probe:
         return True
 
     def _max_tokens(self) -> Outcome:
-        for limit in sorted({1, min(2, self._room)}):
+        most = min(2, self._room)
+        for limit in sorted({1, most}):
             answers = self._asker.answers(
                 [Question(((),), max_tokens=limit, shown=0, seed=s) for s in range(3)],
                 self._style,
@@ -220,7 +221,7 @@ class _Probe:
                 count = len(reply.tokens or ()) if count is None else count
                 if count > limit:
                     return FAULT, "ignored", f"{limit} were asked, and {count} tokens came"
-        return OK, "honoured", f"no answer has more than {limit} tokens where {limit} were asked"
+        return OK, "honoured", f"no answer is longer than the 1 and {most} tokens asked"
 
     def _draw_string(self) -> None:
         """X: the longest readable string of some draws, without the stop token."""
@@ -400,42 +401,50 @@ class _Probe:
         values = [v for v in answer.choices[0].log_probs if v is not None]
         if len(texts) == 1:
             if values and sum(values) * (question.count - 1) < math.log(LEVEL):
-                return FAULT, "copied", f"the 8 choices are one, of log-probability {sum(values):.3g}"
+                return (
+                    FAULT,
+                    "copied",
+                    f"the 8 choices are one, of log-probability {sum(values):.3g}",
+                )
             return UNKNOWN, "", "8 choices came and are equal, as they may well be here"
         self._style = Style(self._style.ids, self._style.batch, many=True)
         return OK, "honoured", f"8 choices came, {len(texts)} of them different"
 
     def _batch(self) -> Outcome:
         rows = [row for row in self._rows(5) if row] or [()]
+        shown = self._shown if self._was("logprobs", OK) else None
         if len(rows) < 2:
             return UNKNOWN, "", "no two prompts are at hand"
-        shown = self._shown if self._was("logprobs", OK) else None
         question = Question(tuple(rows), shown=shown, temperature=0.0)
         answer = self._asker.answers([question], self._style, strict=False)[0]
         if len(answer.choices) != len(rows):
-            return FAULT, "ignored", f"{len(rows)} prompts were sent, {len(answer.choices)} came back"
+            return (
+                FAULT,
+                "ignored",
+                f"{len(rows)} prompts were sent, {len(answer.choices)} came back",
+            )
         together = [self._asker.read(choice, question) for choice in answer.choices]
         alone = [self._one(row, shown=shown, temperature=0.0) for row in rows]
-        if shown is None:
-            same = [a.tokens == b.tokens for a, b in zip(together, alone, strict=True)]
-            if not all(same):
-                return FAULT, "dependent", f"{same.count(False)} of {len(same)} answers differ"
-            return UNKNOWN, "", "answers are equal in a batch and alone; no laws tell more"
-        laws = [reply.laws[0] if reply.laws else None for reply in alone]
-        pairs = [
-            (one.laws[0] if one.laws else None, law)
-            for one, law in zip(together, laws, strict=True)
-        ]
-        differ = max(math.inf if a is None or b is None else _distance(a, b) for a, b in pairs)
-        spread = max(
-            0.0 if laws[0] is None or law is None else _distance(laws[0], law) for law in laws
-        )
+        if shown is not None:
+            return self._batched_laws(together, alone)
+        differ = sum(a.tokens != b.tokens for a, b in zip(together, alone, strict=True))
+        if differ:
+            return FAULT, "dependent", f"{differ} of {len(rows)} answers differ from those alone"
+        return UNKNOWN, "", "answers are equal in a batch and alone; no laws tell more"
+
+    def _batched_laws(self, together: list[Reply], alone: list[Reply]) -> Outcome:
+        laws = [[r.laws[0] for r in some if r.laws and r.laws[0]] for some in (together, alone)]
+        if not len(laws[0]) == len(laws[1]) == len(alone):
+            return FAULT, "dependent", "a batch does not bring the laws that come alone"
+        differ = max(_distance(a, b) for a, b in zip(*laws, strict=True))
+        spread = max(_distance(laws[1][0], law) for law in laws[1])
         if differ > _TOLERANCE:
             return FAULT, "dependent", f"a law in a batch is {differ:.3g} nats from the law alone"
         if spread < 2 * _TOLERANCE:
             return UNKNOWN, "", "laws here differ too little to tell whose is whose"
         self._style = Style(self._style.ids, self._asker.endpoint.batch, self._style.many)
-        return OK, "independent", f"{len(rows)} laws differ by at most {differ:.2g} nats from those alone"
+        seen = f"{len(alone)} laws differ by at most {differ:.2g} nats from those alone"
+        return OK, "independent", seen
 
     def _frequencies(self) -> Outcome:
         if not self._was("logprobs", OK):
@@ -468,9 +477,11 @@ class _Probe:
         if draws - sum(counts) > draws * rest:  # only an excess: the rest was rounded upwards
             counts, masses = [*counts, draws - sum(counts)], [*masses, rest]
             names.append("tokens not listed")
-        worst = worst_disagreement(torch.tensor(counts), torch.tensor(masses).double(), draws, tests)
+        worst = worst_disagreement(
+            torch.tensor(counts), torch.tensor(masses).double(), draws, tests
+        )
         seen = (
-            f"of {draws} draws after {list(row)} {worst.count} are {names[worst.place]} where "
+            f"of {draws} draws after {list(row)} {worst.came} are {names[worst.place]} where "
             f"{worst.expected:.4g} are expected (p = {worst.p_value:.2g}, {worst.tests} tests, "
             f"level {LEVEL:g} together)"
         )
@@ -540,7 +551,11 @@ class _Probe:
         ]
         written = self._written_by(questions)
         if len(set(written)) > 1:
-            return FAULT, "random", f"{len(written)} answers at temperature 0 have {len(set(written))} texts"
+            return (
+                FAULT,
+                "random",
+                f"{len(written)} answers at temperature 0 have {len(set(written))} texts",
+            )
         return OK, "the same", f"{len(written)} answers at temperature 0 are equal"
 
     def _seed(self) -> Outcome:
@@ -555,7 +570,11 @@ class _Probe:
         if len(set(written)) == 1:
             return UNKNOWN, "", "all answers are equal, whatever the seed"
         self._addressed = True
-        return OK, "honoured", f"{len(pairs)} seeds gave one answer each, {len(set(written))} different"
+        return (
+            OK,
+            "honoured",
+            f"{len(pairs)} seeds gave one answer each, {len(set(written))} different",
+        )
 
     def _written_by(self, questions: list[Question]) -> list[str]:
         answers = self._asker.answers(questions, self._style, strict=False)
@@ -578,12 +597,20 @@ class _Probe:
         cut = [r for r in cut if (r.tokens or ())[-1:] != (stop,)]
         if cut:
             shown = list(cut[0].tokens or ())
-            return FAULT, "hidden", f"{shown} ends before {limit} tokens with reason {cut[0].finish!r}"
+            return (
+                FAULT,
+                "hidden",
+                f"{shown} ends before {limit} tokens with reason {cut[0].finish!r}",
+            )
         ended = [r for r in readable if r.finish == "stop"]
         named = sum((r.tokens or ())[-1:] == (stop,) for r in ended)
         if not ended:
             return UNKNOWN, "", f"none of {len(readable)} completions stopped"
-        return OK, "reported", f"{len(ended)} completions say that they stopped, {named} name the token"
+        return (
+            OK,
+            "reported",
+            f"{len(ended)} completions say that they stopped, {named} name the token",
+        )
 
 
 def _apart(a: float, b: float) -> float:
@@ -607,10 +634,8 @@ def _distance(one: Law, other: Law) -> float:
     missing = min(
         [*one.log_probs.values(), *other.log_probs.values()], default=0.0
     )  # what is not listed is no likelier than what is
-    pairs = [
-        (max(floor, law.log_probs.get(t, missing)) for law in (one, other)) for t in tokens
-    ]
-    return max((_apart(*pair) for pair in pairs), default=0.0)
+    values = [[max(floor, law.log_probs.get(t, missing)) for t in tokens] for law in (one, other)]
+    return max((_apart(a, b) for a, b in zip(*values, strict=True)), default=0.0)
 
 
 def _echoed(row: tuple[int, ...], reply: Reply) -> tuple[float | None, ...] | None:
@@ -620,27 +645,3 @@ def _echoed(row: tuple[int, ...], reply: Reply) -> tuple[float | None, ...] | No
         if tokens[start : start + len(row)] == row and start + len(row) >= len(tokens) - 1:
             return reply.log_probs[start : start + len(row)]
     return None
-
-
-def usable(profile: Profile) -> None:
-    """Refuse an endpoint of which not even the samples can be trusted.
-
-    Raises:
-        TeacherError: with the evidence.
-    """
-    if profile.access.value == "nothing":
-        raise TeacherError(
-            f"{profile.model} at {profile.base_url} cannot be learned from: {profile.withheld}"
-        )
-
-
-def check_vocabulary(profile: Profile, fingerprint: str) -> None:
-    """Refuse a kept profile of another language.
-
-    Raises:
-        InputError: where fingerprints differ.
-    """
-    if profile.fingerprint != fingerprint:
-        raise InputError(
-            "probe=FILE was made for another endpoint, model or vocabulary; run `myna probe` again"
-        )

@@ -21,7 +21,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from myna.errors import InputError, TeacherError
 from myna.teachers.api_answers import MalformedAnswer
@@ -165,7 +165,7 @@ class Transport:
         Raises:
             Refused: where the server will not; TeacherError: where all tries failed.
         """
-        key = uuid.uuid4().hex
+        key, why = uuid.uuid4().hex, None
         self._count(asked=1)
         for attempt in range(self._endpoint.retries + 1):
             start = self._pace.start(tokens, self._clock())
@@ -228,7 +228,7 @@ class Transport:
         except UnicodeDecodeError:
             raise MalformedAnswer("an answer must be text in UTF-8") from None
 
-    def _refuse(self, error: Any) -> None:
+    def _refuse(self, error: Any) -> NoReturn:
         """Raise what a status other than 200 means."""
         status = int(error.status_code)
         if status in _AGAIN:
@@ -259,9 +259,7 @@ def _client(endpoint: Endpoint) -> Any:
         ) from None
     # A server at home wants no key, but the client wants some text.
     key = api_key(endpoint) or "none"
-    return OpenAI(
-        api_key=key, base_url=endpoint.base_url, max_retries=0, timeout=endpoint.timeout
-    )
+    return OpenAI(api_key=key, base_url=endpoint.base_url, max_retries=0, timeout=endpoint.timeout)
 
 
 def _known(body: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
