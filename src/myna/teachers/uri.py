@@ -32,6 +32,16 @@ def open_teacher(uri: str) -> Samples:
     Raises:
         InputError: unknown scheme, name or parameter, or a value out of range.
     """
+    scheme, name, parameters = split_uri(uri)
+    return _SCHEMES[scheme](name, parameters)
+
+
+def split_uri(uri: str) -> tuple[str, str, Parameters]:
+    """Scheme, name and parameters.
+
+    Raises:
+        InputError: unknown scheme, or a parameter given twice.
+    """
     scheme, colon, rest = uri.partition(":")
     if not colon or scheme not in _SCHEMES:
         raise InputError(
@@ -43,7 +53,7 @@ def open_teacher(uri: str) -> Samples:
     if len(parameters) != len(pairs):
         # The URI itself is not shown: it may hold what should have been an API key.
         raise InputError(f"each parameter may be given once; {scheme}:{name} has one twice")
-    return _SCHEMES[scheme](name, parameters)
+    return scheme, name, parameters
 
 
 def _zoo(name: str, parameters: Parameters) -> Samples:
