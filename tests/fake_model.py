@@ -269,7 +269,10 @@ class FakeModel:
         drawn = [[] for _ in rows]
         shown = [[] for _ in rows]
         finish = ["length"] * len(rows)
-        open_rows = [i for i in range(len(rows)) if limit > 0]
+        ended = [i for i, row in enumerate(rows) if spec.stop in row]
+        for i in ended:
+            finish[i] = "stop"
+        open_rows = [i for i in range(len(rows)) if limit > 0 and i not in ended]
         if spec.horizon is not None and any(len(row) > spec.horizon for row in rows):
             raise Refusal(400, f"at most {spec.horizon} tokens fit in the context")
         position = 0

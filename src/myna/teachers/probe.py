@@ -353,7 +353,11 @@ class _Probe:
         if not self._x:
             return UNKNOWN, "", "no string could be read that might be echoed"
         reply = self._one(self._x, shown=1, echo=True)
+        came = reply.tokens or ()
         if reply.tokens is not None and _echoed(self._x, reply) is None:
+            if len(came) >= len(self._x):
+                seen = f"{list(self._x)} was sent, and {list(came)} came back with one token more"
+                return FAULT, "other tokens", seen
             return FAULT, "ignored", "echo was asked, and the prompt is not in the answer"
         values = _echoed(self._x, reply)
         if values is None or all(value is None for value in values):

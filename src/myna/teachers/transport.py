@@ -19,6 +19,7 @@ import random
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, TypeVar
@@ -109,6 +110,7 @@ class Transport:
         """Open no connection yet."""
         self._endpoint = endpoint
         self._client = _client(endpoint)
+        weakref.finalize(self, self._client.close)
         self._pace = Pace(endpoint.tokens_per_minute)
         self._jitter = random.Random(seed)  # noqa: S311 - waits, no secrets
         self._clock, self._sleep = clock, sleep
@@ -120,10 +122,6 @@ class Transport:
     def traffic(self) -> Traffic:
         """What was sent so far."""
         return self._traffic
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
 
     def ask_all(
         self, path: str, bodies: Sequence[dict[str, Any]], tokens: int, read: Callable[[str], T]
@@ -220,34 +218,37 @@ class Transport:
             with reply as response:
                 return _whole_text(response)
         except openai.APIStatusError as error:
-            self._refuse(error)
+            # The error itself may quote the key, and a traceback can show its frames' locals.
+            failed = self._told(error)
         except openai.APITimeoutError:
             raise _Again(f"no answer came in {self._endpoint.timeout:g} s") from None
         except (openai.APIConnectionError, httpx2.HTTPError) as error:
             raise _Again(f"the connection failed ({type(error).__name__})") from None
         except UnicodeDecodeError:
             raise MalformedAnswer("an answer must be text in UTF-8") from None
+        self._refuse(*failed)
 
-    def _refuse(self, error: Any) -> NoReturn:
+    def _told(self, error: Any) -> tuple[int, float | None, str]:
+        """Status, Retry-After and message of an answer other than 200, the key taken out."""
+        words = " ".join(str(error.message).split()).replace(self._client.api_key, "[key]")
+        wait = _seconds(error.response.headers.get("Retry-After"))
+        return int(error.status_code), wait, words[:_SHOWN]
+
+    def _refuse(self, status: int, wait: float | None, words: str) -> NoReturn:
         """Raise what a status other than 200 means."""
-        status = int(error.status_code)
         if status in _AGAIN:
-            told = _seconds(error.response.headers.get("Retry-After"))
-            raise _Again(f"the server answered {status}", told) from None
+            raise _Again(f"the server answered {status}", wait)
         if status in (401, 403):
             name = self._endpoint.key_name
             raise InputError(
                 f"{self._endpoint.base_url} refuses the API key ({status}); put a valid one into "
                 f"the environment variable {name}, or name another variable with key="
-            ) from None
-        words = " ".join(str(error.message).split())
-        key = self._client.api_key
-        shown = (words.replace(key, "[key]") if key else words)[:_SHOWN]
+            )
         raise Refused(
             f"{self._endpoint.model} at {self._endpoint.base_url} refuses the request "
-            f"({status}): {shown}",
+            f"({status}): {words}",
             status,
-        ) from None
+        )
 
 
 def _client(endpoint: Endpoint) -> Any:
