@@ -47,6 +47,7 @@ def main(runs: int = 100) -> None:
             "what": fault.value,
             "faults": at_fault,
             "refused": refused,
+            "token_ids_asked_for": profile.named,
             "access": profile.access.value,
             "requests": profile.requests,
             "tokens": profile.tokens,
@@ -63,7 +64,8 @@ def main(runs: int = 100) -> None:
     record = {
         "faults": named,
         "faults_named": sum(
-            len(row["faults"]) == 1 or len(row["refused"]) == 1 for row in named.values()
+            len(row["faults"]) + len(row["refused"]) + (not row["token_ids_asked_for"]) == 1
+            for row in named.values()
         ),
         "faults_total": len(named),
         "honest_runs": runs,

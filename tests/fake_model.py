@@ -37,6 +37,8 @@ class Fault(enum.Enum):
     BATCH_REFUSED = "batches are refused"
     RANDOM_AT_ZERO = "temperature 0 draws at random"
     UNSTEADY_LAWS = "the same question has different log-probabilities"
+    GREEDY = "draws are the likeliest tokens, whatever the temperature"
+    STRICT_FIELDS = "requests with a field that OpenAI does not have are refused"
     SEED_IGNORED = "seed is ignored"
     IDS_REFUSED = "prompts of token ids are refused"
     IDS_MISREAD = "prompts of token ids are read as other tokens"
@@ -194,6 +196,8 @@ class FakeModel:
         }
 
     def _check_name(self, body):
+        if self.has(Fault.STRICT_FIELDS) and "return_tokens_as_token_ids" in body:
+            raise Refusal(422, "return_tokens_as_token_ids is no field")
         if body.get("model") != self.name and not self.has(Fault.OTHER_MODEL):
             raise Refusal(404, f"the model {body.get('model')!r} does not exist")
 
@@ -308,6 +312,8 @@ class FakeModel:
     def _tokens(self, laws, uniform, options):
         temperature, top_p, bias = options
         laws = biased(laws, bias)
+        if self.has(Fault.GREEDY):
+            return laws.argmax(1).tolist()
         if temperature == 0:
             if not self.has(Fault.RANDOM_AT_ZERO):
                 return laws.argmax(1).tolist()

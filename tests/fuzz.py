@@ -80,7 +80,7 @@ def good_models():
 
 def good_profile():
     finding = {"question": "n", "asks": "?", "verdict": "ok", "answer": "", "evidence": ""}
-    names = ("ids", "many", "addressed")
+    names = ("ids", "many", "named", "addressed")
     numbers = {"k": 1, "batch": 1, "requests": 3, "tokens": 4}
     texts = {"model": "m", "base_url": "u", "fingerprint": "f", "withheld": ""}
     rest = {"access": "laws", "findings": [finding]}

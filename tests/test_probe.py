@@ -16,6 +16,7 @@ from myna.learn.exact import learn_exact
 from myna.learn.report import ExactSettings
 from myna.teachers.endpoint_open import asker_of, open_endpoint, teacher_of
 from myna.teachers.exact_tests import LEVEL, binomial_p_value, worst_disagreement
+from myna.teachers.function import FunctionTeacher
 from myna.teachers.ledger import Ledger
 from myna.teachers.oracle import Laws, Samples, TopLaws
 from myna.teachers.probe import probe
@@ -42,6 +43,7 @@ NAMED = {
     Fault.BATCH_SHUFFLED: ("batch", "dependent", Access.LAWS),
     Fault.RANDOM_AT_ZERO: ("deterministic", "random", Access.LAWS),
     Fault.UNSTEADY_LAWS: ("steady", None, Access.SAMPLES),
+    Fault.GREEDY: ("random", "not random", Access.NOTHING),
     Fault.SEED_IGNORED: ("seed", "ignored", Access.LAWS),
     Fault.IDS_MISREAD: ("token_ids", "misread", Access.LAWS),
     Fault.K_CAPPED: ("k", "2", Access.SCORES),
@@ -91,7 +93,24 @@ def test_what_is_refused_is_not_offered(fault, question):
 
 
 def test_all_faults_are_accounted_for():
-    assert set(NAMED) | {Fault.IDS_REFUSED, Fault.BATCH_REFUSED} == set(Fault)
+    unnamed = {Fault.IDS_REFUSED, Fault.BATCH_REFUSED, Fault.STRICT_FIELDS}
+    assert set(NAMED) | unnamed == set(Fault)
+
+
+def test_servers_that_refuse_unknown_fields_are_asked_without():
+    profile = probed(HMM, Fault.STRICT_FIELDS)
+    assert not profile.faults and profile.access is Access.LAWS and profile.ids
+    assert not profile.named
+
+
+def test_silent_greedy_servers_are_not_learned_from():
+    """Without log-probabilities nobody can say that equal draws are a fault; nor that they are not."""
+    profile = probed(HMM, Fault.GREEDY, Fault.LOGPROBS_IGNORED)
+    assert profile.finding("random").verdict is Verdict.UNKNOWN
+    assert profile.access is Access.NOTHING and "are all equal" in profile.withheld
+    # of a teacher of one string, equal draws are as they should be
+    sure = FunctionTeacher(lambda _: [1.0, 0.0], ("a", "b"), horizon=4)
+    assert probed(sure).finding("random").answer == "as likely"
 
 
 def test_pairs_of_faults_leave_no_more_access_than_each():

@@ -36,14 +36,15 @@ def test_a_bad_line_changes_nothing():
     asked = questions(100)
     with serving(FakeModel(HMM)) as url:
         right = asker(url).ask_all(asked, STYLE)
-    line = Line(rate=0.3, delay=0.5, seed=3)
+    line = Line(rate=0.3, delay=1.3, seed=3)
     with serving(FakeModel(HMM), line) as url:
-        bad = asker(url)
+        bad = asker(url, timeout=1.0)
         found = bad.ask_all(asked, STYLE)
         traffic = bad.transport.traffic
     assert found == right
     assert traffic.asked == traffic.answered == 100
-    assert traffic.tries == line.requests == 100 + sum(line.struck.values())
+    # a slow machine may time out once more
+    assert traffic.tries >= line.requests >= 100 + sum(line.struck.values())
     assert sum(n > 0 for n in line.struck.values()) >= 7
     # a server that keeps Idempotency-Keys bills each question once
     assert len(line.billed) == 100 and None not in line.billed

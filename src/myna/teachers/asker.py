@@ -17,6 +17,7 @@ from myna.teachers.endpoint_settings import Endpoint, Vocabulary
 from myna.teachers.transport import Transport
 
 _NAMED = "token_id:"
+_ID_NAMES = "return_tokens_as_token_ids"  # vLLM's, for answers that name tokens by their ids
 
 Rows = Sequence[tuple[int, ...]]
 
@@ -28,11 +29,13 @@ class Style:
     ids: prompts as token ids, not as text
     batch: most prompts in a request
     many: whether n is honoured
+    named: whether answers are asked to name tokens by their ids, which strict servers refuse
     """
 
     ids: bool = True
     batch: int = 1
     many: bool = False
+    named: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +77,14 @@ class Reply(NamedTuple):
     """One continuation, read.
 
     tokens: None where they cannot be told from what the server wrote; the server's ids
+    named: the token of each name, None where it is nobody's or several tokens'
     finish: why it ended, as the server says
     log_probs: of each token, nats
     laws: the law shown at each token
     """
 
     tokens: tuple[int, ...] | None
+    named: tuple[int | None, ...]
     finish: str | None
     log_probs: tuple[float | None, ...]
     laws: tuple[Law | None, ...]
@@ -171,14 +176,20 @@ class Asker:
         prompts = [self.prompt(row, style) for row in question.rows]
         body["prompt"] = prompts[0] if len(prompts) == 1 else prompts
         if question.shown is not None:
-            body |= {"logprobs": question.shown, "return_tokens_as_token_ids": True}
+            body |= {"logprobs": question.shown}
+            if style.named:
+                body |= {_ID_NAMES: True}
         if question.echo:
             body["echo"] = True
         return body
 
     def prompt(self, row: tuple[int, ...], style: Style) -> list[int] | str:
         """A prefix as the server reads it."""
-        return [*self.vocabulary.begin, *row] if style.ids else self.text(row)
+        return (
+            [*self.vocabulary.begin, *row]
+            if style.ids
+            else self.vocabulary.opening + self.text(row)
+        )
 
     def text(self, row: tuple[int, ...]) -> str:
         """A prefix as text.
@@ -198,11 +209,11 @@ class Asker:
         if choice.names is None:
             written = choice.text
             tokens = None if question.echo else self.split(written)
-            return Reply(tokens, choice.finish, (), ())
-        found = [self._token(name) for name in choice.names]
+            return Reply(tokens, tokens or (), choice.finish, (), ())
+        found = tuple(self._token(name) for name in choice.names)
         tokens = None if None in found else tuple(token for token in found if token is not None)
         laws = tuple(None if top is None else self._law(top) for top in choice.tops)
-        return Reply(tokens, choice.finish, choice.log_probs, laws)
+        return Reply(tokens, found, choice.finish, choice.log_probs, laws)
 
     def _token(self, name: str) -> int | None:
         """The one token of a name, or None."""

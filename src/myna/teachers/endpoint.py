@@ -47,6 +47,7 @@ def spec_of(endpoint: Endpoint, vocabulary: Vocabulary) -> Spec:
         vocabulary.begin,
         vocabulary.stop,
         vocabulary.horizon,
+        *([vocabulary.opening] if vocabulary.opening else []),
     )
     return Spec(vocabulary.names, vocabulary.stop, vocabulary.horizon, mark)
 
@@ -71,7 +72,7 @@ class EndpointSamples:
             TeacherError: where addressed draws are demanded, and seeds are not honoured.
         """
         self._asker, self.profile = asker, profile
-        self._style = Style(profile.ids, profile.batch, profile.many)
+        self._style = Style(profile.ids, profile.batch, profile.many, profile.named)
         if asker.endpoint.addressed and not profile.addressed:
             raise TeacherError(
                 "draws=addressed was asked, and this server does not honour seeds "
@@ -308,10 +309,9 @@ def prompt_scores(row: tuple[int, ...], reply: Reply, begin: tuple[int, ...]) ->
     Raises:
         TeacherError: where the echo does not hold the row, or gives no number for it.
     """
-    whole = (*begin, *row)
-    found = reply.log_probs[len(begin) : len(whole)]
-    numbers = tuple(value for value in found if value is not None)
-    if (reply.tokens or ())[: len(whole)] != whole or len(numbers) != len(row):
+    place = slice(len(begin), len(begin) + len(row))
+    numbers = tuple(value for value in reply.log_probs[place] if value is not None)
+    if reply.named[place] != row or len(numbers) != len(row):
         raise TeacherError(
             f"the prompt {list(row)} was to be scored, and the answer holds no log-probabilities "
             "of its tokens; run `myna probe` on this endpoint"

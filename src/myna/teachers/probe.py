@@ -16,6 +16,7 @@ room for servers in half precision. Where both hypotheses predict the same, the 
 that it could not be told.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 from myna.errors import TeacherError
+from myna.teachers.api_answers import Choice
 from myna.teachers.asker import Asker, Law, Question, Reply, Style
 from myna.teachers.endpoint import spec_of
 from myna.teachers.exact_tests import LEVEL, worst_disagreement
@@ -46,6 +48,7 @@ _ASKS = {
     "echo": "do prompt log-probabilities come when they are asked?",
     "alignment": "do prompt log-probabilities belong to their tokens?",
     "max_tokens": "is max_tokens honoured?",
+    "random": "are draws at temperature 1 random?",
     "n": "is n honoured, by choices that differ?",
     "batch": "is an answer independent of its batch?",
     "frequencies": "do drawn tokens follow the reported laws?",
@@ -63,6 +66,8 @@ _NEEDS = {  # no word on the first while one of the others is at fault
     "steady": ("logprobs",),
     "echo": ("logprobs", "max_tokens"),
     "alignment": ("steady",),
+    "n": ("random",),
+    "frequencies": ("random",),
     "batch": ("steady",),
     "temperature": ("steady", "collisions"),
     "top_p": ("steady", "collisions"),
@@ -93,7 +98,8 @@ class _Probe:
         self._written: tuple[float | None, ...] = ()
         self._k, self._shown = 0, 1
         self._addressed = False
-        self._ids_refusal = ""
+        self._draws: list[Choice] = []
+        self._refusal = self._ids_refusal = ""
         self._before = asker.transport.traffic.tries, asker.spent
 
     def run(self) -> Profile:
@@ -109,6 +115,7 @@ class _Probe:
             "sum": self._sum,
             "echo": self._echo,
             "alignment": self._alignment,
+            "random": self._random,
             "n": self._n,
             "batch": self._batch,
             "frequencies": self._frequencies,
@@ -137,6 +144,7 @@ class _Probe:
             self._style.ids,
             self._style.batch,
             self._style.many,
+            self._style.named,
             self._addressed,
             self._asker.transport.traffic.tries - self._before[0],
             self._asker.spent - self._before[1],
@@ -189,7 +197,10 @@ class _Probe:
     def _model(self) -> Outcome:
         asked = self._asker.endpoint.model
         if self._style.ids and not self._takes_ids():
-            self._style = Style(ids=False)
+            self._style, self._ids_refusal = Style(ids=False), self._refusal
+        if not self._takes(Question(((),), shown=0), self._style):
+            # what is refused may be the field that only some servers know
+            self._style = dataclasses.replace(self._style, named=False)
         answer = self._asker.answers([Question(((),))], self._style, strict=False)[0]
         named = answer.model or asked
         if asked not in named and named not in asked:
@@ -199,10 +210,16 @@ class _Probe:
         return OK, named, f"answers are signed {named!r}"
 
     def _takes_ids(self) -> bool:
+        # an empty list may pass as an empty list of texts
+        row = () if self._vocabulary.begin else (0,)
+        return self._takes(Question((row,)), Style(ids=True))
+
+    def _takes(self, question: Question, style: Style) -> bool:
+        """Whether a form of question is answered at all; some servers refuse by a 500."""
         try:
-            self._asker.answers([Question(((),))], Style(ids=True), strict=False)
-        except Refused as error:
-            self._ids_refusal = str(error)
+            self._asker.answers([question], style, strict=False)
+        except TeacherError as error:
+            self._refusal = str(error)
             return False
         return True
 
@@ -230,10 +247,11 @@ class _Probe:
             Question(((),), max_tokens=self._room, shown=1, seed=s) for s in range(_REPEATS)
         ]
         try:
-            found = self._asker.ask_all(questions, self._style)
+            found = self._asker.answers(questions, self._style, strict=False)
         except TeacherError:
             return
-        for ((reply,),) in found:
+        self._draws = [answer.choices[0] for answer in found]
+        for reply in (self._asker.read(choice, questions[0]) for choice in self._draws):
             tokens = reply.tokens
             if tokens is None or any(t >= len(self._vocabulary.names) for t in tokens):
                 continue
@@ -250,7 +268,7 @@ class _Probe:
             return ABSENT, "refused", self._ids_refusal
         if not self._x or not self._was("logprobs", OK) or self._was("steady", FAULT):
             return UNKNOWN, "taken", "token ids are taken, and nothing tells how they are read"
-        differ, spread = self._rereading(Style(ids=True))
+        differ, spread = self._rereading(self._style)
         if differ < _TOLERANCE:
             if spread < 2 * _TOLERANCE:
                 return UNKNOWN, "taken", "laws here differ too little to tell how ids are read"
@@ -260,10 +278,11 @@ class _Probe:
             f"{differ:.3g} nats from those reported while it was written"
         )
         if self._vocabulary.texts is not None:
-            text, _ = self._rereading(Style(ids=False))
+            by_text = dataclasses.replace(self._style, ids=False)
+            text, _ = self._rereading(by_text)
             seen += f", after text by {text:.2g}"
             if text < _TOLERANCE:
-                self._style = Style(ids=False)
+                self._style = by_text
         return FAULT, "misread", seen
 
     def _rereading(self, style: Style) -> tuple[float, float]:
@@ -353,9 +372,9 @@ class _Probe:
         if not self._x:
             return UNKNOWN, "", "no string could be read that might be echoed"
         reply = self._one(self._x, shown=1, echo=True)
-        came = reply.tokens or ()
-        if reply.tokens is not None and _echoed(self._x, reply) is None:
-            if len(came) >= len(self._x):
+        came = reply.named
+        if _echoed(self._x, reply) is None:
+            if len(came) >= len(self._x) and None not in came[-len(self._x) :]:
                 seen = f"{list(self._x)} was sent, and {list(came)} came back with one token more"
                 return FAULT, "other tokens", seen
             return FAULT, "ignored", "echo was asked, and the prompt is not in the answer"
@@ -396,6 +415,26 @@ class _Probe:
             )
         return FAULT, "neither", f"{told}, and an off-by-one does not explain it"
 
+    def _random(self) -> Outcome:
+        """Equal draws under different seeds: as the laws say, against them, or nobody knows."""
+        if not self._draws:
+            return UNKNOWN, "", "nothing could be drawn"
+        texts = {(draw.text, draw.names) for draw in self._draws}
+        if len(texts) > 1:
+            return OK, "random", f"{len(self._draws)} draws have {len(texts)} texts"
+        log_probs = [value for value in self._draws[0].log_probs if value is not None]
+        seen = f"{len(self._draws)} draws with different seeds are all equal"
+        if not log_probs:
+            return UNKNOWN, "", f"{seen}, and no log-probabilities say how likely that is"
+        chance = (len(self._draws) - 1) * sum(log_probs)
+        if chance < math.log(LEVEL):
+            return (
+                FAULT,
+                "not random",
+                f"{seen}, of log-probability {chance:.3g} by its own account",
+            )
+        return OK, "as likely", f"{seen}, of log-probability {chance:.3g}"
+
     def _n(self) -> Outcome:
         question = Question(((),), count=8, max_tokens=self._room, shown=0, seed=11)
         answer = self._asker.answers([question], self._style, strict=False)[0]
@@ -411,7 +450,7 @@ class _Probe:
                     f"the 8 choices are one, of log-probability {sum(values):.3g}",
                 )
             return UNKNOWN, "", "8 choices came and are equal, as they may well be here"
-        self._style = Style(self._style.ids, self._style.batch, many=True)
+        self._style = dataclasses.replace(self._style, many=True)
         return OK, "honoured", f"8 choices came, {len(texts)} of them different"
 
     def _batch(self) -> Outcome:
@@ -446,7 +485,7 @@ class _Probe:
             return FAULT, "dependent", f"a law in a batch is {differ:.3g} nats from the law alone"
         if spread < 2 * _TOLERANCE:
             return UNKNOWN, "", "laws here differ too little to tell whose is whose"
-        self._style = Style(self._style.ids, self._asker.endpoint.batch, self._style.many)
+        self._style = dataclasses.replace(self._style, batch=self._asker.endpoint.batch)
         seen = f"{len(alone)} laws differ by at most {differ:.2g} nats from those alone"
         return OK, "independent", seen
 
@@ -644,7 +683,7 @@ def _distance(one: Law, other: Law) -> float:
 
 def _echoed(row: tuple[int, ...], reply: Reply) -> tuple[float | None, ...] | None:
     """The entries of a row's tokens in an echo, wherever it begins; None where it is not there."""
-    tokens = reply.tokens or ()
+    tokens = reply.named
     for start in range(len(tokens) - len(row), -1, -1):
         if tokens[start : start + len(row)] == row and start + len(row) >= len(tokens) - 1:
             return reply.log_probs[start : start + len(row)]

@@ -62,7 +62,7 @@ class Profile:
     fingerprint: of the language that was probed, see `endpoint.spec_of`
     access: the highest level that the findings confirm; withheld: why no higher
     k: how many log-probabilities come
-    ids, batch, many: as in `Style`; addressed: whether seeds are honoured
+    ids, batch, many, named: as in `Style`; addressed: whether seeds are honoured
     requests, tokens: what the probe cost (tokens as the server bills, else as counted here)
     """
 
@@ -75,6 +75,7 @@ class Profile:
     ids: bool
     batch: int
     many: bool
+    named: bool
     addressed: bool
     requests: int
     tokens: int
@@ -91,13 +92,13 @@ class Profile:
 
 
 # What each level rests on, and must not be at fault; those after the bar must have come out well.
-_ANY = ("model", "max_tokens", "stop")
+_ANY = ("model", "max_tokens", "stop", "random")
 _TRUTH = (*_ANY, "alignment", "sum", "frequencies", "steady")
 _RESTS: dict[Access, tuple[tuple[str, ...], tuple[str, ...]]] = {
     Access.LAWS: ((*_TRUTH, "collisions", "logprobs", "k"), ("frequencies", "logprobs")),
     Access.SCORES: ((*_TRUTH, "collisions", "logprobs", "echo"), ("frequencies", "alignment")),
     Access.TOP: ((*_TRUTH, "collisions", "logprobs"), ("frequencies", "logprobs")),
-    Access.SAMPLES: (_ANY, ()),
+    Access.SAMPLES: (_ANY, ("random",)),
 }
 
 
