@@ -7,6 +7,7 @@ hmm:FILE.npz?horizon=64                  an HMM in a numpy archive
 student:FOLDER                           a saved copy
 hf:FOLDER?horizon=12                     a causal language model of transformers
 rnn:FOLDER?horizon=12                    a character LSTM
+openai:MODEL?base_url=http://...         a model behind a server; see endpoint_settings
 
 Any of them restricted to a sub-alphabet: ?only=TOKEN,TOKEN,... (by name, or #N by number).
 """
@@ -20,6 +21,7 @@ from urllib.parse import parse_qsl
 from myna.errors import InputError
 from myna.teachers.char_rnn import read_rnn
 from myna.teachers.copies import open_copy
+from myna.teachers.endpoint_open import open_endpoint
 from myna.teachers.hmmer3 import read_profile
 from myna.teachers.npz import read_hmm
 from myna.teachers.oracle import Samples
@@ -36,6 +38,18 @@ def open_teacher(uri: str) -> Samples:
     Raises:
         InputError: unknown scheme, name or parameter, or a value out of range.
     """
+    scheme, name, parameters = split_uri(uri)
+    only = parameters.pop("only", None)
+    teacher = _SCHEMES[scheme](name, parameters)
+    return teacher if only is None else restrict(teacher, only.split(","))
+
+
+def split_uri(uri: str) -> tuple[str, str, Parameters]:
+    """Scheme, name and parameters.
+
+    Raises:
+        InputError: unknown scheme, or a parameter given twice.
+    """
     scheme, colon, rest = uri.partition(":")
     if not colon or scheme not in _SCHEMES:
         raise InputError(
@@ -45,10 +59,9 @@ def open_teacher(uri: str) -> Samples:
     pairs = parse_qsl(query, keep_blank_values=True)
     parameters = dict(pairs)
     if len(parameters) != len(pairs):
-        raise InputError(f"each parameter may be given once; {uri!r} repeats one")
-    only = parameters.pop("only", None)
-    teacher = _SCHEMES[scheme](name, parameters)
-    return teacher if only is None else restrict(teacher, only.split(","))
+        # The URI itself is not shown: it may hold what should have been an API key.
+        raise InputError(f"each parameter may be given once; {scheme}:{name} has one twice")
+    return scheme, name, parameters
 
 
 def _zoo(name: str, parameters: Parameters) -> Samples:
@@ -141,6 +154,7 @@ _SCHEMES: dict[str, Callable[[str, Parameters], Samples]] = {
     "student": _file(open_copy, "student"),
     "hf": _hf,
     "rnn": _rnn,
+    "openai": open_endpoint,
 }
 
 
