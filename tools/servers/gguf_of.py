@@ -1,6 +1,8 @@
 """A small Llama folder as one GGUF file, float32, for llama.cpp.
 
-    python tools/servers/gguf_of.py FOLDER FILE.gguf
+    python tools/servers/gguf_of.py FOLDER FILE.gguf [--no-begin]
+
+--no-begin: the server is told to add no beginning token to a prompt.
 
 Only what the comparison of servers needs: Llama, a tokenizer whose tokens are single
 characters or bytes. transformers rotates dimension i with i + d/2 of a head, llama.cpp i with
@@ -10,10 +12,9 @@ i + 1, so the rows of the query and key tables are reordered. Needs `pip install
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-import gguf
 import numpy as np
-from safetensors.numpy import load_file
 
 _BLOCK = {
     "input_layernorm": "attn_norm",
@@ -41,8 +42,10 @@ def byte_letters() -> dict[int, str]:
     return {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(others)}
 
 
-def add_tokens(writer: gguf.GGUFWriter, folder: Path, size: int, ids: dict[str, int]) -> None:
+def add_tokens(writer: Any, folder: Path, size: int, ids: dict[str, int]) -> None:
     """Token strings in the byte-level spelling, their kinds, and which begin and end a text."""
+    import gguf
+
     text = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     special = {token["id"]: token["content"] for token in text["added_tokens"]}
     names = {place: name for name, place in text["model"]["vocab"].items()} | special
@@ -65,11 +68,14 @@ def add_tokens(writer: gguf.GGUFWriter, folder: Path, size: int, ids: dict[str, 
     writer.add_token_merges(["Ā Ā"])
     writer.add_bos_token_id(ids["bos"])
     writer.add_eos_token_id(ids["eos"])
-    writer.add_add_bos_token(True)
+    writer.add_add_bos_token("--no-begin" not in sys.argv)
 
 
 def main() -> None:
     """Read the folder, write the file."""
+    import gguf
+    from safetensors.numpy import load_file
+
     folder, file = Path(sys.argv[1]), sys.argv[2]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     tables = load_file(folder / "model.safetensors")
