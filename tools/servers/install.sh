@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One virtual environment a server under .venv-servers/, each with a time limit. A server that
-# cannot be installed is named with the reason's log and left out of the comparison.
+# One virtual environment a server under .venv-servers/, each with a time limit, and one for
+# lm-evaluation-harness. What cannot be installed is named with its log and left out.
 #
-#   tools/servers/install.sh [vllm] [llama] [serve]      # all three unless some are named
+#   tools/servers/install.sh [vllm] [llama] [serve] [harness]      # all unless some are named
 set -u
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3}
@@ -10,7 +10,7 @@ LIMIT=${LIMIT:-1800} # seconds a server; llama.cpp is compiled
 TO=.venv-servers
 mkdir -p "$TO"
 
-fresh() { [ -x "$TO/$1/bin/python" ] || "$PYTHON" -m venv "$TO/$1"; }
+fresh() { "$PYTHON" -m venv "$TO/$1"; } # also mends one that was interrupted
 add() { "$TO/$1/bin/python" -m pip install --quiet --disable-pip-version-check "${@:2}"; }
 
 vllm() {
@@ -33,9 +33,13 @@ serve() {
   fresh serve && add serve torch==2.13.0 && add serve "transformers[serving]==5.24.0" accelerate
 }
 
-export -f fresh add vllm llama serve
+harness() { # the one that asks: lm-evaluation-harness, with this myna
+  fresh harness && add harness torch==2.13.0 && add harness "lm_eval[api]==0.4.13" transformers==5.24.0 -e .
+}
+
+export -f fresh add vllm llama serve harness
 export PYTHON TO
-[ $# -gt 0 ] || set -- vllm llama serve
+[ $# -gt 0 ] || set -- vllm llama serve harness
 for name in "$@"; do
   began=$SECONDS
   if timeout "$LIMIT" bash -c "$name" >"$TO/$name.log" 2>&1; then

@@ -172,6 +172,8 @@ def main() -> None:
     """The harness's own command line, with the model `myna` added."""
     try:
         try:
+            # the harness lists its own models only where none is registered yet
+            import lm_eval.models  # noqa: F401, PLC0415  # pyright: ignore[reportMissingImports]
             from lm_eval.__main__ import cli_evaluate  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
             from lm_eval.api.model import LM  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
             from lm_eval.api.registry import register_model  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
