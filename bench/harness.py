@@ -3,7 +3,7 @@
 python bench/harness.py     # in an environment that has lm_eval[api] and transformers
 
 copies      learned copies as the harness's model `myna`, beside `myna score --prefix`
-teachers    teachers of known rank behind a server on this machine, asked by the harness's own
+teachers    teachers of known rank behind the server of our tests, asked by the harness's own
             `local-completions` (token ids, echo), beside the teacher's own score
 """
 
@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from results import save
-from served import served
 
 from myna.app.output import token_rows
 from myna.teachers.stepped import SteppedTeacher
@@ -64,14 +63,17 @@ def myna(*words: Any, given: str = "") -> dict:
     return json.loads(run([*command, *words, "--json"], given))
 
 
-def rows_of(teacher: str, longest: int = 40) -> list[dict[str, str]]:
-    """The teacher's own strings, each cut at a random place into context and continuation."""
+def rows_of(teacher: str, spare: int = 0) -> list[dict[str, str]]:
+    """The teacher's own strings, each cut at a random place into context and continuation.
+
+    spare: tokens left out at the end
+    """
     model = open_teacher(teacher)
     random.seed(0)
-    drawn = token_rows(model.sample(STRINGS, torch.Generator().manual_seed(11), longest))  # pyright: ignore
+    drawn = token_rows(model.sample(STRINGS, torch.Generator().manual_seed(11), 40))  # pyright: ignore
     rows = []
     for row in drawn:
-        names = [model.spec.alphabet[token] for token in row]
+        names = [model.spec.alphabet[token] for token in row[: len(row) - spare]]
         cut = random.randrange(1, len(names)) if len(names) > 1 else 0
         parts = {"context": names[:cut], "continuation": names[cut:], "text": names}
         said = {key: " ".join(part) for key, part in parts.items()}
@@ -80,19 +82,21 @@ def rows_of(teacher: str, longest: int = 40) -> list[dict[str, str]]:
     return rows
 
 
-def asked(rows: list[dict[str, str]], work: Path, model: list[str]) -> dict[str, list[float]]:
+def asked(
+    rows: list[dict[str, str]], work: Path, model: list[str], kinds: tuple[str, ...]
+) -> dict[str, list[float]]:
     """What the harness's command line says of every row."""
-    tasks, out = work / "tasks", work / "out"
+    tasks, out = work / "tasks", Path(tempfile.mkdtemp(dir=work))
     tasks.mkdir(exist_ok=True)
     data = tasks / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, kind, text, target, metric in KINDS:
         task = TASK.format(name=name, file=data, kind=kind, text=text, target=target, metric=metric)
         (tasks / f"{name}.yaml").write_text(task)
-    command = [sys.executable, "-m", "myna.app.harness", *model, "--tasks", "pairs,texts"]
+    command = [sys.executable, "-m", "myna.app.harness", *model, "--tasks", ",".join(kinds)]
     run([*command, "--include_path", tasks, "--output_path", out, "--log_samples"])
     said = {}
-    for name in ("pairs", "texts"):
+    for name in kinds:
         (path,) = out.rglob(f"samples_{name}_*.jsonl")
         samples = sorted(map(json.loads, path.open()), key=lambda sample: sample["doc_id"])
         answers = [sample["filtered_resps"][0] for sample in samples]
@@ -124,7 +128,9 @@ def copy_row(teacher: str, work: Path) -> dict[str, Any]:
     folder = work / "copy"
     myna("learn", teacher, "-o", folder)
     rows = rows_of(teacher)
-    said = asked(rows, work, ["--model", "myna", "--model_args", f"student={folder}"])
+    said = asked(
+        rows, work, ["--model", "myna", "--model_args", f"student={folder}"], ("pairs", "texts")
+    )
     return {
         "direction": "a copy, asked by the harness",
         "teacher": teacher,
@@ -135,27 +141,39 @@ def copy_row(teacher: str, work: Path) -> dict[str, Any]:
 
 
 def tokenizer_of(teacher: SteppedTeacher, folder: Path) -> None:
-    """The alphabet as a transformers tokenizer: words between blanks, O is the beginning."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    """The server's vocabulary as a transformers tokenizer: words between blanks, <s> before."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    ids = {name: token for token, name in enumerate(teacher.spec.alphabet)}
-    words = models.WordLevel({**ids, "<begin>": len(ids)}, unk_token="<begin>")
-    plain = Tokenizer(words)
+    names = (*teacher.spec.alphabet, "<s>")
+    words = {name: token for token, name in enumerate(names)}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<s>"))
     plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<begin>").save_pretrained(folder)
+    plain.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", words["<s>"])]
+    )
+    PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>").save_pretrained(folder)
 
 
 def teacher_row(name: str, work: Path) -> dict[str, Any]:
     """Serve, evaluate by the harness's client, compare with the teacher's own score."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from fake_model import FakeModel
+    from server import serving
+
     teacher = open_teacher(name)
     assert isinstance(teacher, SteppedTeacher)
     tokenizer_of(teacher, work / "tokenizer")
-    rows = [row for row in rows_of(name) if row["context"]]  # the client asks after something
-    with served(teacher) as url:
-        settings = f"base_url={url}/completions,model=teacher,tokenizer={work / 'tokenizer'}"
+    # the client has one more token generated and drops it, so there must be room for one
+    rows = [row for row in rows_of(name, spare=1) if row["context"] and row["continuation"].strip()]
+    said = {}
+    with serving(FakeModel(teacher)) as url:
+        settings = f"base_url={url}/completions,model=fake,tokenizer={work / 'tokenizer'}"
         settings += ",tokenizer_backend=huggingface,max_length=128"
-        said = asked(rows, work, ["--model", "local-completions", "--model_args", settings])
+        # a whole text is sent with <s> in any case, a context only where that is asked for
+        for kind, begin in (("pairs", ",add_bos_token=True"), ("texts", "")):
+            model = ["--model", "local-completions", "--model_args", settings + begin]
+            said |= asked(rows, work, model, (kind,))
     return {
         "direction": "a teacher, asked by the harness's local-completions",
         "teacher": name,
