@@ -32,6 +32,7 @@ from results import save
 
 ROOT = Path(__file__).parents[1]
 VENVS, TOOLS = ROOT / ".venv-servers", ROOT / "tools" / "servers"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PARTS = ("laws", "echo", "forms", "prompts_a_second", "harness", "probe")
 _PREFIXES, _LONGEST = 24, 12  # prompts compared, and letters in the longest
 
@@ -336,6 +337,8 @@ def probed(endpoint: Endpoint, truth: Truth, folder: Path) -> dict[str, Any]:
     """What the probe says of it, told the tokenizer and where strings end."""
     told = {"base_url": endpoint.url, "tokenizer": folder / "tokenizer.json"}
     told |= {"begin": truth.begin, "stop": truth.stop, "horizon": 8, "timeout": 20, "retries": 2}
+    if endpoint.server.venv != "vllm":  # these read text only, and two of them none that is empty
+        told["opening"] = sorted(letter for letter in truth.places if letter in LETTERS)[0]
     name = f"openai:{endpoint.model}?{urlencode(told)}"
     try:
         done = subprocess.run(

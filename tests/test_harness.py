@@ -11,8 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fake_model import FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
+from server import serving
 
 from myna.app.harness import TextModel, harness_model, tokens_of
 from myna.errors import InputError
@@ -220,3 +222,47 @@ def test_the_harness_command_line_says_what_myna_score_says(tmp_path):
     assert [float(value) for value in said["texts"]] == pytest.approx(ours[:3], abs=1e-9)
     given = [ours[0] - ours[3], ours[1] - ours[4], ours[2]]
     assert [float(value[0]) for value in said["pairs"]] == pytest.approx(given, abs=1e-9)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None or importlib.util.find_spec("tenacity") is None,
+    reason="lm-evaluation-harness is not installed here: pip install 'lm_eval[api]' transformers",
+)
+def test_the_harness_client_says_what_the_teacher_says(tmp_path):
+    """Its local-completions over our test server: token ids, echo, one token more, dropped."""
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    teacher = open_teacher(HMM)
+    words = {name: i for i, name in enumerate((*teacher.spec.alphabet, "<s>"))}
+    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<s>"))
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    plain.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", words["<s>"])]
+    )
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>")
+    fast.save_pretrained(tmp_path / "tokenizer")
+    rows = [("0 1", " 2 3"), ("3", " 0 1 2"), ("2 2 1", " 0")]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"context": c, "continuation": y}) + "\n" for c, y in rows))
+    task = TASK.format(
+        name="pairs",
+        file=data,
+        kind="loglikelihood",
+        text="{{context}}",
+        target="{{continuation}}",
+        metric="perplexity",
+    )
+    (tmp_path / "pairs.yaml").write_text(task)
+    with serving(FakeModel(teacher)) as url:
+        settings = f"base_url={url}/completions,model=fake,tokenizer={tmp_path / 'tokenizer'}"
+        settings += ",tokenizer_backend=huggingface,max_length=64,add_bos_token=True"
+        options = {"--model": "local-completions", "--model_args": settings, "--tasks": "pairs"}
+        folders = {"--include_path": tmp_path, "--output_path": tmp_path / "out"}
+        words = [word for pair in (options | folders).items() for word in pair]
+        offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+        done = run([sys.executable, "-m", "lm_eval", *words, "--log_samples"], env=offline)
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "out").rglob("samples_pairs_*.jsonl")
+    said = [json.loads(line)["filtered_resps"][0][0] for line in path.read_text().splitlines()]
+    scored = TextModel(teacher).likelihoods(rows)
+    assert [float(value) for value in said] == pytest.approx([x for x, _ in scored], abs=1e-9)
