@@ -5,6 +5,7 @@ pautomac:FILE                            a PAutomaC model file
 hmmer3:FILE                              a HMMER3 profile
 hmm:FILE.npz?horizon=64                  an HMM in a numpy archive
 student:FOLDER                           a saved copy
+openai:MODEL?base_url=http://...         a model behind a server; see endpoint_settings
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from urllib.parse import parse_qsl
 
 from myna.errors import InputError
 from myna.teachers.copies import open_copy
+from myna.teachers.endpoint_open import open_endpoint
 from myna.teachers.hmmer3 import read_profile
 from myna.teachers.npz import read_hmm
 from myna.teachers.oracle import Samples
@@ -30,6 +32,16 @@ def open_teacher(uri: str) -> Samples:
     Raises:
         InputError: unknown scheme, name or parameter, or a value out of range.
     """
+    scheme, name, parameters = split_uri(uri)
+    return _SCHEMES[scheme](name, parameters)
+
+
+def split_uri(uri: str) -> tuple[str, str, Parameters]:
+    """Scheme, name and parameters.
+
+    Raises:
+        InputError: unknown scheme, or a parameter given twice.
+    """
     scheme, colon, rest = uri.partition(":")
     if not colon or scheme not in _SCHEMES:
         raise InputError(
@@ -39,8 +51,9 @@ def open_teacher(uri: str) -> Samples:
     pairs = parse_qsl(query, keep_blank_values=True)
     parameters = dict(pairs)
     if len(parameters) != len(pairs):
-        raise InputError(f"each parameter may be given once; {uri!r} repeats one")
-    return _SCHEMES[scheme](name, parameters)
+        # The URI itself is not shown: it may hold what should have been an API key.
+        raise InputError(f"each parameter may be given once; {scheme}:{name} has one twice")
+    return scheme, name, parameters
 
 
 def _zoo(name: str, parameters: Parameters) -> Samples:
@@ -111,6 +124,7 @@ _SCHEMES: dict[str, Callable[[str, Parameters], Samples]] = {
     "hmmer3": _file(read_profile, "hmmer3"),
     "hmm": _npz,
     "student": _file(open_copy, "student"),
+    "openai": open_endpoint,
 }
 
 
