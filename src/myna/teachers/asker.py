@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 from myna.errors import InputError
 from myna.teachers.api_answers import Answer, Choice, read_chat, read_completions
 from myna.teachers.endpoint_settings import Endpoint, Vocabulary
-from myna.teachers.transport import Transport
+from myna.teachers.transport import Refused, Transport
 
 _NAMED = "token_id:"
+_ID_NAMES = "return_tokens_as_token_ids"  # vLLM's, for answers that name tokens by their ids
 
 Rows = Sequence[tuple[int, ...]]
 
@@ -92,6 +93,7 @@ class Asker:
         """Ask nothing yet."""
         self.endpoint, self.vocabulary, self.transport = endpoint, vocabulary, transport
         self.spent = 0  # tokens, as the server bills them, or else the most they can be
+        self._id_names = True  # until a server refuses to be asked for them
         self._by_text: dict[str, list[int]] = {}
         for token, text in enumerate(vocabulary.texts or ()):
             self._by_text.setdefault(text, []).append(token)
@@ -139,7 +141,19 @@ class Asker:
         for expected, places in by_choices.items():
             bodies = [self.body(questions[i], style) for i in places]
             most = max(tokens_of(questions[i], self.vocabulary) for i in places)
-            got = self.transport.ask_all(path, bodies, most, lambda text, n=expected: read(text, n))
+            try:
+                got = self.transport.ask_all(
+                    path, bodies, most, lambda text, n=expected: read(text, n)
+                )
+            except Refused:
+                # a field that OpenAI does not have may itself be what is refused
+                plain = [_without(body, _ID_NAMES) for body in bodies]
+                if not self._id_names or plain == bodies:
+                    raise
+                got = self.transport.ask_all(
+                    path, plain, most, lambda text, n=expected: read(text, n)
+                )
+                self._id_names = False
             found.update(zip(places, got, strict=True))
         for i, answer in found.items():
             billed = None if answer.sent is None else answer.sent + (answer.received or 0)
@@ -171,14 +185,16 @@ class Asker:
         prompts = [self.prompt(row, style) for row in question.rows]
         body["prompt"] = prompts[0] if len(prompts) == 1 else prompts
         if question.shown is not None:
-            body |= {"logprobs": question.shown, "return_tokens_as_token_ids": True}
+            body |= {"logprobs": question.shown}
+            if self._id_names:
+                body |= {_ID_NAMES: True}
         if question.echo:
             body["echo"] = True
         return body
 
     def prompt(self, row: tuple[int, ...], style: Style) -> list[int] | str:
         """A prefix as the server reads it."""
-        return [*self.vocabulary.begin, *row] if style.ids else self.text(row)
+        return [*self.vocabulary.begin, *row] if style.ids else self.vocabulary.opening + self.text(row)
 
     def text(self, row: tuple[int, ...]) -> str:
         """A prefix as text.
@@ -244,6 +260,10 @@ class Asker:
             found.append(last[i])
             i -= len((self.vocabulary.texts or ())[last[i]])
         return tuple(reversed(found))
+
+
+def _without(body: dict[str, Any], field: str) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if name != field}
 
 
 def _parts(question: Question, batch: int, many: bool) -> list[tuple[int, Question]]:

@@ -47,6 +47,7 @@ def spec_of(endpoint: Endpoint, vocabulary: Vocabulary) -> Spec:
         vocabulary.begin,
         vocabulary.stop,
         vocabulary.horizon,
+        *([vocabulary.opening] if vocabulary.opening else []),
     )
     return Spec(vocabulary.names, vocabulary.stop, vocabulary.horizon, mark)
 

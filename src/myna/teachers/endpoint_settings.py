@@ -31,6 +31,7 @@ PARAMETERS = {
     "horizon": int,
     "stop": int,
     "begin": str,
+    "opening": str,
     "tokens": str,
     "tokenizer": str,
     "vocabulary": int,
@@ -110,6 +111,7 @@ class Vocabulary:
     names: distinct, the spec's alphabet; token i has the server's id i
     texts: how the server writes each token, or None where that is not known
     begin: ids that open every prompt (a model's beginning token), often one or none
+    opening: text that opens every text prompt; some servers have no law after an empty one
     stop, horizon: as in `Spec`
     """
 
@@ -118,6 +120,7 @@ class Vocabulary:
     begin: tuple[int, ...] = ()
     stop: int | None = None
     horizon: int | None = None
+    opening: str = ""
 
     @property
     def shown(self) -> int:
@@ -214,7 +217,7 @@ def vocabulary_of(found: dict[str, Any], entry: dict[str, Any]) -> Vocabulary:
     horizon = found.get("horizon", told.horizon if told is not None else None)
     if any(token < 0 for token in (*begin, stop or 0)):
         raise InputError("begin= and stop= are token ids of at least 0")
-    return Vocabulary(names, texts, begin, stop, horizon)
+    return Vocabulary(names, texts, begin, stop, horizon, found.get("opening", ""))
 
 
 def _ids(text: str) -> tuple[int, ...]:

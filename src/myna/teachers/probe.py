@@ -199,9 +199,11 @@ class _Probe:
         return OK, named, f"answers are signed {named!r}"
 
     def _takes_ids(self) -> bool:
+        # an empty list may pass as an empty list of texts; some servers refuse by a 500
+        row = () if self._vocabulary.begin else (0,)
         try:
-            self._asker.answers([Question(((),))], Style(ids=True), strict=False)
-        except Refused as error:
+            self._asker.answers([Question((row,))], Style(ids=True), strict=False)
+        except TeacherError as error:
             self._ids_refusal = str(error)
             return False
         return True
