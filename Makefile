@@ -29,6 +29,7 @@ servers: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[transformers,http]"
 	@PYTHON=$(PYTHON) tools/servers/install.sh
 	@$(BIN)/python bench/servers.py
+	@test ! -d src/myna/data/bundled || $(BIN)/python bench/servers.py --model src/myna/data/bundled --result servers_bundled
 	@test ! -e .venv-servers/harness/.ready || .venv-servers/harness/bin/python bench/harness.py
 
 clean:
