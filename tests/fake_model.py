@@ -60,8 +60,13 @@ class Refusal(Exception):
 class FakeModel:
     """What a server says about one teacher."""
 
-    def __init__(self, teacher, faults=(), name="fake", bare=False):
-        """bare: say nothing of the alphabet in /v1/models, as real servers do."""
+    def __init__(self, teacher, faults=(), name="fake", bare=False, salt=""):
+        """Serve a teacher.
+
+        bare: say nothing of the alphabet in /v1/models, as real servers do
+        salt: another one draws other numbers for the same seeds
+        """
+        self.salt = salt
         self.teacher, self.faults, self.name = teacher, frozenset(faults), name
         self.spec = teacher.spec
         self.begin = self.spec.num_tokens
@@ -264,7 +269,7 @@ class FakeModel:
         seed = body.get("seed")
         if seed is None or self.has(Fault.SEED_IGNORED):
             seed = next(self._fresh) + 2**40
-        dice = Dice.of(Prefixes.of(prompts), Stream("server", seed), 0, count)
+        dice = Dice.of(Prefixes.of(prompts), Stream(f"server{self.salt}", seed), 0, count)
         rows = [list(prompt[1:]) for prompt in prompts for _ in range(count)]
         drawn = [[] for _ in rows]
         shown = [[] for _ in rows]

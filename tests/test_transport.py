@@ -1,5 +1,7 @@
 """A bad line: 30% of requests struck, nothing wrong, nothing lost, each question billed once."""
 
+import threading
+
 import pytest
 import torch
 from fake_model import FakeModel, Fault
@@ -88,8 +90,6 @@ def test_answers_beside_a_failure_are_kept():
 
 
 def test_at_most_so_many_at_once():
-    import threading
-
     class Watched(FakeModel):
         now, most, lock = 0, 0, threading.Lock()
 
@@ -151,9 +151,12 @@ def test_retry_after_is_read_with_care():
 
 def test_huge_answers_are_not_read(monkeypatch):
     monkeypatch.setattr("myna.teachers.transport._MOST_BYTES", 1000)
-    with serving(FakeModel(HMM)) as url:
-        with pytest.raises(TeacherError, match="at most 1000 bytes"):
-            asker(url, retries=1).ask(Question(((0,),), count=50, max_tokens=4, shown=5), STYLE)
+    question = Question(((0,),), count=50, max_tokens=4, shown=5)
+    with (
+        serving(FakeModel(HMM)) as url,
+        pytest.raises(TeacherError, match="at most 1000 bytes"),
+    ):
+        asker(url, retries=1).ask(question, STYLE)
 
 
 def test_one_question_many_forms():

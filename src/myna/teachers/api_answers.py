@@ -75,7 +75,7 @@ def read_chat(text: str, expected: int | None = None) -> Answer:
 
 
 def read_models(text: str) -> list[dict[str, Any]]:
-    """The entries of /v1/models, each with its id.
+    """The entries of /v1/models, each with its id; "myna" is an object, or None.
 
     Raises:
         MalformedAnswer: where it is no such list.
@@ -84,6 +84,8 @@ def read_models(text: str) -> list[dict[str, Any]]:
     found = [_plain(_object(entry, "a model")) for entry in entries]
     for entry in found:
         _text(entry.get("id"), "id")
+        told = entry.get("myna")
+        entry["myna"] = dict(told) if isinstance(told, _Pairs) else None
     return found
 
 

@@ -229,10 +229,9 @@ def _ids(text: str) -> tuple[int, ...]:
 
 def _told(entry: dict[str, Any]) -> Vocabulary | None:
     """What our own server says of its tokens; None where it says nothing, or nonsense."""
-    pairs = entry.get("myna")
-    if not isinstance(pairs, list):
+    told = entry.get("myna")
+    if told is None:
         return None
-    told = dict(pairs)
     names, begin = told.get("alphabet"), told.get("begin")
     stop, horizon = told.get("stop"), told.get("horizon")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
