@@ -194,7 +194,11 @@ class Asker:
 
     def prompt(self, row: tuple[int, ...], style: Style) -> list[int] | str:
         """A prefix as the server reads it."""
-        return [*self.vocabulary.begin, *row] if style.ids else self.vocabulary.opening + self.text(row)
+        return (
+            [*self.vocabulary.begin, *row]
+            if style.ids
+            else self.vocabulary.opening + self.text(row)
+        )
 
     def text(self, row: tuple[int, ...]) -> str:
         """A prefix as text.
