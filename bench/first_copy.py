@@ -84,7 +84,7 @@ def spectrum() -> None:
         print(
             cut, len(histories), rows[-1]["above"], rows[-1]["chi_square_beyond_rank"], flush=True
         )
-        save("first_copy.spectrum", {"alphabet": list(teacher.spec.alphabet), "cuts": rows})
+        save("first_copy.spectrum", {"alphabet": list(teacher.spec.alphabet), "runs": rows})
 
 
 class Guessed:

@@ -43,7 +43,7 @@ class TransformerTeacher(SteppedTeacher):
     model: a `transformers` model in evaluation mode, on its device
     begin: x_0
     spec: alphabet in the order of the logits, stop, horizon and fingerprint
-    batch: prefixes read together; None takes what fits in memory
+    batch: the most prefixes read together, where they fit in memory
     """
 
     def __init__(self, model: Any, begin: int, spec: Spec, batch: int | None = None):
@@ -51,11 +51,9 @@ class TransformerTeacher(SteppedTeacher):
         self._net = net_of(model, begin)
         self._begin = begin
         self._spec = spec
-        free = free_memory(model.device)
-        self._kept_bytes = min(_KEPT_BYTES, int(_SHARE * free))
-        longest = 64 if spec.horizon is None else min(64, spec.horizon)
-        row = self._row_bytes(longest)
-        self._batch = batch or max(1, min(_LARGEST_BATCH, int(_SHARE * free / (_COPIES * row))))
+        self._room = int(_SHARE * free_memory(model.device))
+        self._kept_bytes = min(_KEPT_BYTES, self._room)
+        self._batch = batch or _LARGEST_BATCH
         self._kept = RecentStates(self._kept_bytes)
 
     @property
@@ -65,7 +63,7 @@ class TransformerTeacher(SteppedTeacher):
 
     @property
     def batch(self) -> int:
-        """Prefixes read together, halved each time that memory ran out."""
+        """The most prefixes read together, halved each time that memory ran out."""
         return self._batch
 
     def initial(self, batch: int) -> State:
@@ -88,9 +86,11 @@ class TransformerTeacher(SteppedTeacher):
         sorted_rows = distinct(prefixes)
         once = prefixes.take(sorted_rows.first)
         laws = torch.empty((len(once.lengths), self._spec.num_tokens), dtype=torch.float64)
+        longest = int(once.lengths.max()) if len(laws) else 0
+        fits = max(1, self._room // (_COPIES * self._row_bytes(longest)))
         done = 0
         while done < len(laws):
-            rows = torch.arange(done, min(len(laws), done + self._batch))
+            rows = torch.arange(done, min(len(laws), done + min(fits, self._batch)))
             answer = self._within_memory(self._walk, once.take(rows))
             if answer is not None:
                 laws[rows] = answer
@@ -159,8 +159,10 @@ class TransformerTeacher(SteppedTeacher):
         check_strings(self._spec, strings)
         total = torch.empty(len(strings.lengths), dtype=torch.float64)
         order, done = torch.argsort(strings.lengths), 0
+        logits = 8 * self._spec.num_tokens * max(1, strings.tokens.shape[1])
+        fits = max(1, self._room // (_COPIES * logits))
         while done < len(order):
-            rows = order[done : done + self._batch]
+            rows = order[done : done + min(fits, self._batch)]
             part = Strings(strings.tokens[rows], strings.lengths[rows])
             answer = self._within_memory(self._score, part)
             if answer is not None:
