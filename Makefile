@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint servers clean
 
 demo: $(READY)
 	@echo "== myna: learning noisy parity with 64 bits by asking =="
@@ -21,6 +21,16 @@ lint: $(READY)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
+
+# Three servers of language models, each in an environment of its own (about 4 GB, half an hour
+# or more: llama.cpp is compiled), then asked side by side. Not part of the tests.
+servers: $(READY)
+	@echo "== myna: real servers beside transformers; results in bench/results/servers.json =="
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[transformers,http]"
+	@PYTHON=$(PYTHON) tools/servers/install.sh
+	@$(BIN)/python bench/servers.py
+	@test ! -d src/myna/data/bundled || $(BIN)/python bench/servers.py --model src/myna/data/bundled --result servers_bundled
+	@test ! -e .venv-servers/harness/.ready || .venv-servers/harness/bin/python bench/harness.py
 
 clean:
 	rm -rf .venv demo-out

@@ -1,6 +1,9 @@
 """Every kind of teacher and student, small, for the contract suites."""
 
+import functools
+
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from myna.learn.exact import learn_exact
 from myna.learn.report import ExactSettings, Structure
@@ -15,6 +18,8 @@ from myna.teachers.copies import CopyTeacher
 from myna.teachers.function import FunctionTeacher
 from myna.teachers.ledger import Ledger
 from myna.teachers.prefix_state import PrefixState
+from myna.teachers.restricted import restrict
+from myna.teachers.transformer import TransformerTeacher
 from myna.teachers.uri import open_teacher
 
 ZOO = [
@@ -88,10 +93,66 @@ def students():
     return found
 
 
+def _transformer(model, batch):
+    return TransformerTeacher(model, 0, Spec(numbered(5), 4, 8, "unset"), batch)
+
+
+def tiny_llama(dtype=torch.float32, batch=None):
+    """Random weights, two layers; two query heads share a key."""
+    return _transformer(_llama(dtype), batch)
+
+
+def tiny_gpt2(dtype=torch.float32, batch=None):
+    """Random weights, positions by table."""
+    return _transformer(_gpt2(dtype), batch)
+
+
+@functools.cache
+def _llama(dtype):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=5,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=16,
+        initializer_range=0.5,
+        bos_token_id=0,
+        eos_token_id=4,
+    )
+    return LlamaForCausalLM(config).to(dtype).eval()
+
+
+@functools.cache
+def _gpt2(dtype):
+    torch.manual_seed(1)
+    config = GPT2Config(
+        vocab_size=5,
+        n_positions=16,
+        n_embd=8,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.5,
+        bos_token_id=0,
+        eos_token_id=4,
+    )
+    return GPT2LMHeadModel(config).to(dtype).eval()
+
+
+# how far answers of float32 models may depend on the batch, nats; others must agree to 1e-13
+TOLERANCES = {"llama": 1e-5, "gpt2": 1e-5, "llama, restricted": 1e-5}
+
+
 def teachers():
     """Name and teacher of each kind."""
     found = {uri: open_teacher(uri) for uri in ZOO}
     found["function"] = function_teacher()
     found["function, stepped"] = PrefixState(function_teacher())
     found["copy of a copy"] = CopyTeacher(learned(CopyTeacher(signed_model())).student)
+    found["llama"], found["gpt2"] = tiny_llama(), tiny_gpt2()
+    found["llama, float64"] = tiny_llama(torch.float64)
+    found["llama, restricted"] = restrict(tiny_llama(), ["1", "2", "4"])
+    found["function, restricted"] = restrict(function_teacher(), ["b", "<stop>"])
     return found

@@ -24,6 +24,12 @@ def teacher(request):
     return naive.Opaque(TEACHERS[request.param], "laws")
 
 
+@pytest.fixture
+def tolerance(request):
+    """How far the laws of this teacher may depend on the batch, nats."""
+    return catalogue.TOLERANCES.get(request.node.callspec.params["teacher"], 1e-13)
+
+
 def possible_prefixes(teacher, count=12):
     """Prefixes of random completions, of mixed lengths, the empty one among them."""
     drawn = teacher.complete(Prefixes.of([[]]), count, stream=STREAM, max_tokens=20)
@@ -49,14 +55,14 @@ def test_laws_are_laws(teacher):
     )
 
 
-def test_laws_do_not_depend_on_the_batch(teacher):
+def test_laws_do_not_depend_on_the_batch(teacher, tolerance):
     prefixes = possible_prefixes(teacher)
     together = teacher.laws(prefixes)
     alone = torch.cat([teacher.laws(Prefixes.of([row])) for row in prefixes.rows()])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-13)
+    torch.testing.assert_close(together, alone, rtol=0, atol=tolerance)
     order = torch.randperm(len(together), generator=torch.Generator().manual_seed(1))
     shuffled = teacher.laws(prefixes.take(order))
-    torch.testing.assert_close(shuffled, together[order], rtol=0, atol=1e-13)
+    torch.testing.assert_close(shuffled, together[order], rtol=0, atol=tolerance)
 
 
 def test_score_is_the_chain_rule():
@@ -68,8 +74,9 @@ def test_score_is_the_chain_rule():
         expected = torch.tensor(
             [naive.chain_rule(teacher, row) for row in rows], dtype=torch.float64
         )
+        atol = 12 * catalogue.TOLERANCES.get(name, 1e-13)  # of as many tokens
         torch.testing.assert_close(
-            teacher.score(strings(rows)), expected, rtol=1e-12, atol=1e-12, msg=name
+            teacher.score(strings(rows)), expected, rtol=1e-12, atol=atol, msg=name
         )
 
 

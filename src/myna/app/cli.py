@@ -19,8 +19,19 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from myna.app import output
 from myna.app.learn_command import learn, learned, save_result
 from myna.app.models import describe, generator_of, open_model, open_saved, read_strings
-from myna.app.options import SAMPLED_TOKENS, Access, Json, MaxTokens, ModelName, Seed, TeacherName
+from myna.app.options import (
+    SAMPLED_TOKENS,
+    Access,
+    Json,
+    MaxTokens,
+    ModelName,
+    Seed,
+    TeacherName,
+    Yes,
+)
 from myna.app.picture import rank_and_queries, write_picture
+from myna.app.probe_command import probe_command
+from myna.app.spending import confirm_spending
 from myna.errors import BudgetExhausted, InputError, MynaError
 from myna.evaluate.certify import Certificate, Method, certify
 from myna.evaluate.from_samples import certify_from_samples
@@ -50,6 +61,7 @@ def working(what: str) -> Iterator[None]:
 
 
 app.command()(learn)
+app.command("probe")(probe_command)
 
 
 @app.command("certify")
@@ -70,6 +82,7 @@ def certify_command(
         Method | None, typer.Option(help="Laws: enumerate, sample, or choose (auto).")
     ] = None,
     max_tokens: MaxTokens = None,
+    yes: Yes = False,
     budget: Annotated[
         int | None,
         typer.Option(
@@ -87,6 +100,7 @@ def certify_command(
     given = {name: value for name, value in of_laws.items() if value is not None}
     shared = {"confidence": confidence, "max_tokens": max_tokens}
     if access is Access.LAWS:
+        confirm_spending(source, queries=budget, generated=0, yes=yes)
         found = certified(Ledger(source, Budget(queries=budget), seed), model, **shared, **given)
     elif given:
         raise InputError(
@@ -95,6 +109,7 @@ def certify_command(
         )
     else:
         tokens = SAMPLED_TOKENS if budget is None else budget
+        confirm_spending(source, queries=0, generated=tokens, yes=yes)
         ledger = Ledger(as_samples(source), Budget(tokens=tokens), seed)
         with working("comparing on fresh completions"):
             found = certify_from_samples(

@@ -16,8 +16,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from myna import __version__
 from myna.app import output
 from myna.app.models import generator_of
-from myna.app.options import SAMPLED_TOKENS, Access, Json, Seed, TeacherName
+from myna.app.options import SAMPLED_TOKENS, Access, Json, Seed, TeacherName, Yes
 from myna.app.sampled_output import sampled_record, show_sampled
+from myna.app.spending import confirm_spending, provenance
 from myna.errors import InputError
 from myna.learn.exact import learn_exact, learn_testing_stationarity
 from myna.learn.from_samples import learn_sampled
@@ -25,7 +26,7 @@ from myna.learn.report import ExactSettings, LearnResult, Outcome, Structure
 from myna.learn.sampled_report import Kind, Projection, SampledResult, SampledSettings
 from myna.teachers.copies import check_destination, save_copy
 from myna.teachers.ledger import Budget, Ledger
-from myna.teachers.oracle import as_samples
+from myna.teachers.oracle import Samples, as_samples
 from myna.teachers.uri import open_teacher
 
 
@@ -110,6 +111,7 @@ def learn(
         ),
     ] = None,
     seed: Seed = 0,
+    yes: Yes = False,
     overwrite: Annotated[bool, typer.Option(help="Replace a saved copy.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -126,9 +128,12 @@ def learn(
         exact = ExactSettings(
             structure=_STRUCTURES.get(form), **({"max_tokens": 1000} | shared | named)
         )
-        ledger = Ledger(open_teacher(teacher), Budget(queries=budget), seed)
+        source = open_teacher(teacher)
+        confirm_spending(source, queries=budget, generated=0, yes=yes)
+        ledger = Ledger(source, Budget(queries=budget), seed)
         found = learned(ledger, exact, seed, testing=form is Form.TEST)
-        saved = save_result(found, out, teacher, exact, seed, overwrite=overwrite)
+        also = provenance(source)
+        saved = save_result(found, out, teacher, exact, seed, overwrite=overwrite, also=also)
         done = found.report.outcome is Outcome.VERIFIED
     else:
         _refuse(of_laws, "laws", access)
@@ -142,8 +147,11 @@ def learn(
             count_prompts=count_prompts,
             **(shared | _given({"kind": kind, "states": states, "projection": projection})),
         )
-        found = learned_from_samples(teacher, settings, seed)
-        saved = save_result(found, out, teacher, settings, seed, overwrite=overwrite)
+        source = open_teacher(teacher)
+        confirm_spending(source, queries=0, generated=settings.budget, yes=yes)
+        found = learned_from_samples(source, settings, seed)
+        also = provenance(source)
+        saved = save_result(found, out, teacher, settings, seed, overwrite=overwrite, also=also)
         done = found.report.check is None or found.report.check.contradicted == 0
     _show(found, teacher, saved, as_json=as_json)
     raise typer.Exit(0 if done else 1)
@@ -189,11 +197,11 @@ def learned(
         )
 
 
-def learned_from_samples(teacher: str, settings: SampledSettings, seed: int) -> SampledResult:
+def learned_from_samples(teacher: Samples, settings: SampledSettings, seed: int) -> SampledResult:
     """Run the learner from samples under a progress line, the budget a hard wall."""
     budget = settings.budget
     wall = Budget(tokens=budget) if settings.count_prompts else Budget(sampled_tokens=budget)
-    ledger = Ledger(as_samples(open_teacher(teacher)), wall, seed)
+    ledger = Ledger(as_samples(teacher), wall, seed)
     with learning_progress() as tell:
         return learn_sampled(
             ledger,
@@ -211,8 +219,9 @@ def save_result(
     seed: int,
     *,
     overwrite: bool,
+    also: Mapping[str, Any] | None = None,
 ) -> str | None:
-    """Save the student, if there is one, with where it comes from."""
+    """Save the student, if there is one, with where it comes from; `also` joins that."""
     if result.student is None:
         return None
     about = {
@@ -221,6 +230,7 @@ def save_result(
         "myna": __version__,
         "settings": output.plain(settings),
         "report": output.plain(result.report),
+        **(also or {}),
     }
     save_copy(out, result.student, about, overwrite=overwrite)
     return str(out)

@@ -14,9 +14,11 @@ TeacherName = Annotated[
     str,
     typer.Argument(
         metavar="TEACHER",
-        help="zoo:NAME?.., pautomac:FILE, hmmer3:FILE, hmm:FILE?horizon=N, student:FOLDER",
+        help="zoo:NAME?.., pautomac:FILE, hmmer3:FILE, hmm:FILE?horizon=N, student:FOLDER, "
+        "hf:FOLDER, rnn:FOLDER, openai:MODEL?base_url=http://..",
     ),
 ]
+Yes = Annotated[bool, typer.Option("--yes", help="Endpoints: spend without asking first.")]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A saved copy, or a teacher.")]
 
 

@@ -165,7 +165,7 @@ def score_by_steps(model: Stepper, batch: Strings) -> Float[Tensor, " batch"]:
     order = torch.argsort(batch.lengths, descending=True, stable=True)
     tokens, lengths = batch.tokens[order], batch.lengths[order]
     state = model.initial(len(order))
-    total = torch.zeros(len(order), dtype=state.vector.dtype, device=state.vector.device)
+    total = torch.zeros(len(order), dtype=torch.float64, device=state.vector.device)
     for t in range(tokens.shape[1]):
         alive = int((lengths > t).sum())
         if not alive:

@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import InputError
-from myna.lowrank.student import draw, sampling_limit
+from myna.lowrank.student import Strings, draw, sampling_limit
 from myna.spec import Spec
-from myna.teachers.oracle import Completions, Laws, Stream
+from myna.teachers.oracle import Completions, Laws, Samples, Stream
 from myna.teachers.prefixes import Prefixes, check_prefixes
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -137,6 +137,60 @@ def complete_by_laws(
         alive = alive[going(spec, tokens) & (limits[alive] > position)]
     shape = (len(prefixes.lengths), count)
     return Completions(drawn[:, :position].reshape(*shape, position), lengths.reshape(shape))
+
+
+def complete_in_parts(
+    teacher: Laws,
+    prefixes: Prefixes,
+    count: int,
+    *,
+    stream: Stream,
+    max_tokens: int | None = None,
+    first_draw: int = 0,
+    room: int,
+) -> Completions:
+    """The same completions, at most `room` draws going on at a time."""
+    check_draws(count, first_draw)
+    across = min(count, max(1, room))
+    blocks: list[list[Completions]] = []
+    for rows in torch.arange(len(prefixes.lengths)).split(max(1, room // count)):
+        part = prefixes.take(rows)
+        blocks.append(
+            [
+                complete_by_laws(
+                    teacher,
+                    part,
+                    min(across, count - start),
+                    stream=stream,
+                    max_tokens=max_tokens,
+                    first_draw=first_draw + start,
+                )
+                for start in range(0, count, across)
+            ]
+        )
+    width = max((part.tokens.shape[2] for block in blocks for part in block), default=0)
+    tokens = [
+        torch.cat(
+            [
+                torch.nn.functional.pad(p.tokens, (0, width - p.tokens.shape[2]), value=-1)
+                for p in block
+            ],
+            1,
+        )
+        for block in blocks
+    ]
+    lengths = [torch.cat([part.lengths for part in block], 1) for block in blocks]
+    return Completions(torch.cat(tokens), torch.cat(lengths))
+
+
+def sample_by_completing(
+    teacher: Samples, count: int, generator: torch.Generator, max_tokens: int | None = None
+) -> Strings:
+    """`count` sequences, as completions of the empty prefix on a stream of their own."""
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    stream = Stream("sample", seed)
+    drawn = teacher.complete(Prefixes.of([[]]), count, stream=stream, max_tokens=max_tokens)
+    return Strings(drawn.tokens[0], drawn.lengths[0])
 
 
 def widened(drawn: Int[Tensor, "rows width"], position: int) -> Int[Tensor, "rows wider"]:

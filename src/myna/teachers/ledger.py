@@ -186,9 +186,11 @@ class Ledger:
 
     def _require(self, level: type, wanted: str) -> None:
         if not isinstance(self._teacher, level):
+            withheld = getattr(self._teacher, "withheld", "")  # an endpoint's evidence
             raise TeacherError(
-                f"{wanted} are needed here, and this teacher gives less; use a learner "
-                "that needs less access, or a teacher that gives more"
+                f"{wanted} are needed here, and this teacher gives less"
+                + (f" ({withheld})" if withheld else "")
+                + "; use a learner that needs less access, or a teacher that gives more"
             )
 
     def _charge(self, purpose: str, spent: Account) -> None:

@@ -74,6 +74,7 @@ class RecentStates:
         """An empty store of at most `capacity_bytes` of state vectors."""
         self._capacity_bytes = capacity_bytes
         self._rows: dict[bytes, Tensor] = {}
+        self._bytes = 0
 
     def find(self, keys: list[bytes]) -> list[Tensor | None]:
         """The state vector of each prefix, or None where it is not kept."""
@@ -81,10 +82,22 @@ class RecentStates:
 
     def keep(self, keys: list[bytes], vectors: Float[Tensor, "batch width"]) -> None:
         """Store states, then forget the oldest beyond the capacity."""
-        self._rows.update(zip(keys, vectors.unbind(0), strict=True))
-        room = self._capacity_bytes // max(1, vectors.shape[1] * vectors.element_size())
-        while len(self._rows) > room:
-            del self._rows[next(iter(self._rows))]
+        for key, row in zip(keys, vectors.unbind(0), strict=True):
+            self._forget(key)
+            self._rows[key] = row
+            self._bytes += row.numel() * row.element_size()
+        while self._bytes > self._capacity_bytes and self._rows:
+            self._forget(next(iter(self._rows)))
+
+    def clear(self) -> None:
+        """Forget all states."""
+        self._rows.clear()
+        self._bytes = 0
+
+    def _forget(self, key: bytes) -> None:
+        row = self._rows.pop(key, None)
+        if row is not None:
+            self._bytes -= row.numel() * row.element_size()
 
 
 def laws_by_steps(

@@ -5,6 +5,11 @@ pautomac:FILE                            a PAutomaC model file
 hmmer3:FILE                              a HMMER3 profile
 hmm:FILE.npz?horizon=64                  an HMM in a numpy archive
 student:FOLDER                           a saved copy
+hf:FOLDER?horizon=12                     a causal language model of transformers
+rnn:FOLDER?horizon=12                    a character LSTM
+openai:MODEL?base_url=http://...         a model behind a server; see endpoint_settings
+
+Any of them restricted to a sub-alphabet: ?only=TOKEN,TOKEN,... (by name, or #N by number).
 """
 
 import dataclasses
@@ -14,11 +19,14 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from myna.errors import InputError
+from myna.teachers.char_rnn import read_rnn
 from myna.teachers.copies import open_copy
+from myna.teachers.endpoint_open import open_endpoint
 from myna.teachers.hmmer3 import read_profile
 from myna.teachers.npz import read_hmm
 from myna.teachers.oracle import Samples
 from myna.teachers.pautomac import read_automaton
+from myna.teachers.restricted import restrict
 from myna.teachers.zoo import FAMILIES, Family
 
 Parameters = dict[str, str]
@@ -30,6 +38,18 @@ def open_teacher(uri: str) -> Samples:
     Raises:
         InputError: unknown scheme, name or parameter, or a value out of range.
     """
+    scheme, name, parameters = split_uri(uri)
+    only = parameters.pop("only", None)
+    teacher = _SCHEMES[scheme](name, parameters)
+    return teacher if only is None else restrict(teacher, only.split(","))
+
+
+def split_uri(uri: str) -> tuple[str, str, Parameters]:
+    """Scheme, name and parameters.
+
+    Raises:
+        InputError: unknown scheme, or a parameter given twice.
+    """
     scheme, colon, rest = uri.partition(":")
     if not colon or scheme not in _SCHEMES:
         raise InputError(
@@ -39,8 +59,9 @@ def open_teacher(uri: str) -> Samples:
     pairs = parse_qsl(query, keep_blank_values=True)
     parameters = dict(pairs)
     if len(parameters) != len(pairs):
-        raise InputError(f"each parameter may be given once; {uri!r} repeats one")
-    return _SCHEMES[scheme](name, parameters)
+        # The URI itself is not shown: it may hold what should have been an API key.
+        raise InputError(f"each parameter may be given once; {scheme}:{name} has one twice")
+    return scheme, name, parameters
 
 
 def _zoo(name: str, parameters: Parameters) -> Samples:
@@ -105,12 +126,35 @@ def _npz(name: str, parameters: Parameters) -> Samples:
     return read_hmm(Path(name), int(text))
 
 
+def _rnn(name: str, parameters: Parameters) -> Samples:
+    _only(parameters, ("horizon", "begin"), "rnn")
+    text = parameters.get("horizon")
+    if text is not None and (not text.isdecimal() or int(text) < 1):
+        raise InputError(f"horizon must be a whole number of at least 1, got {text!r}")
+    horizon = None if text is None else int(text)
+    return read_rnn(Path(name), horizon, parameters.get("begin"))
+
+
+def _hf(name: str, parameters: Parameters) -> Samples:
+    try:  # optional, and slow to import
+        from myna.teachers import hf_folder  # noqa: PLC0415
+    except ImportError as error:
+        raise InputError(
+            "hf: needs the transformers library; install it with pip install 'myna[transformers]'"
+        ) from error
+    _only(parameters, hf_folder.PARAMETERS, "hf")
+    return hf_folder.open_folder(hf_folder.folder_of(name), parameters)
+
+
 _SCHEMES: dict[str, Callable[[str, Parameters], Samples]] = {
     "zoo": _zoo,
     "pautomac": _file(read_automaton, "pautomac"),
     "hmmer3": _file(read_profile, "hmmer3"),
     "hmm": _npz,
     "student": _file(open_copy, "student"),
+    "hf": _hf,
+    "rnn": _rnn,
+    "openai": open_endpoint,
 }
 
 
