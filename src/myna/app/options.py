@@ -15,7 +15,7 @@ TeacherName = Annotated[
     typer.Argument(
         metavar="TEACHER",
         help="zoo:NAME?.., pautomac:FILE, hmmer3:FILE, hmm:FILE?horizon=N, student:FOLDER, "
-        "hf:FOLDER, rnn:FOLDER, openai:MODEL?base_url=http://..",
+        "hf:FOLDER, rnn:FOLDER, replay:LEDGER, openai:MODEL?base_url=http://..",
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Endpoints: spend without asking first.")]

@@ -8,7 +8,7 @@ For a question, in this order:
     ask       the teacher
     settle    one transaction: the answer, and what it did cost in place of the most
 
-Hence, whatever is ended at whatever moment (each commit is synchronised to the disk):
+Hence, whichever process is ended at whatever moment:
 
     no answer that reached the disk is asked again
     after a crash at most the requests then in flight are asked again
@@ -22,6 +22,10 @@ What was reserved by a process that died, or whose teacher failed, may have been
 stays counted as spent, and is shown as lost. So a run that is resumed under a budget has
 that much less to spend; without a crash, or where the budget is not reached, the resumed
 run's student is the uninterrupted one's, bit for bit.
+
+A reservation is synchronised to the disk before anything is sent, and with it all that was
+settled before. So where the power fails, all of this holds too, but for one thing: the
+answers of each process's last request may be gone, and are asked again if the budget allows.
 
 Liveness is judged by process number and start time, on one machine. A process that runs
 elsewhere on the same file (in a container with other process numbers) seems dead, and
@@ -108,13 +112,15 @@ class LedgerFile:
             self._connection.close()
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self, synchronous: str = "NORMAL") -> Iterator[None]:
         if os.getpid() != self._pid:
             raise InputError(
                 f"the ledger {self.path} was opened before this process forked; open it again here"
             )
-        with explained(self.path), transaction(self._connection):
-            yield
+        with explained(self.path):
+            self._connection.execute(f"PRAGMA synchronous = {synchronous}")
+            with transaction(self._connection):
+                yield
 
     def spent(self) -> Account:
         """What this job has spent in the file, reservations included."""
@@ -150,7 +156,7 @@ class LedgerFile:
 
     def _reserve(self, purpose: str, question: Question) -> list[tuple[int, Question]] | None:
         """Requests whose cost is on the disk as spent; None where one must be waited for."""
-        with self._writing():
+        with self._writing("FULL"):
             _ASKING.add(self)
             self._held.refresh()
             parts = self._held.lacking(question)

@@ -168,7 +168,6 @@ def open_file(path: Path, spec: Spec) -> sqlite3.Connection:
             if _objects(connection) and _number(connection, "application_id") != _MARK:
                 check_schema(path, connection)  # another program's database stays as it is
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut
             with transaction(connection):
                 if not _objects(connection) and not _number(connection, "user_version"):
                     _make(connection, spec)
