@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +20,14 @@ TeacherName = Annotated[
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Endpoints: spend without asking first.")]
+LedgerPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--ledger",
+        help="Keep every answer and what it cost in this file: what it holds is not asked again, "
+        "and --budget limits all that this command has spent in it.",
+    ),
+]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A saved copy, or a teacher.")]
 
 

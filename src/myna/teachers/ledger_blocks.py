@@ -119,15 +119,25 @@ def taken(answer: Answer, rows: Tensor) -> Answer:
     return type(answer)(*(part[rows] for part in answer))  # pyright: ignore
 
 
-def in_blocks(question: Question, answer: Answer) -> Iterator[tuple[Question, Answer]]:
-    """The same in parts whose tensors have about _BLOCK_BYTES, or are one answer."""
+def shape_of(question: Question, answer: Answer) -> tuple[int, int, int]:
+    """Prefixes, and the numbers that a padded prefix and its padded answer take."""
     parts = (answer,) if isinstance(answer, Tensor) else tuple(answer)
     n = len(question.prefixes.lengths)
-    size = 8 * question.prefixes.tokens.numel() + sum(8 * part.numel() for part in parts)
-    if size <= _BLOCK_BYTES:
+    return n, question.prefixes.tokens.shape[1], sum(part.numel() for part in parts) // max(1, n)
+
+
+def small(n: int, prefix: int, answer: int) -> bool:
+    """Whether one block may hold padded tensors of this shape."""
+    return 8 * n * (prefix + answer) <= _BLOCK_BYTES
+
+
+def in_blocks(question: Question, answer: Answer) -> Iterator[tuple[Question, Answer]]:
+    """The same in parts whose tensors have about _BLOCK_BYTES, or are one answer."""
+    n, *widths = shape_of(question, answer)
+    if small(n, *widths):
         yield question, answer
         return
-    across = max(1, n * _BLOCK_BYTES // size)
+    across = max(1, _BLOCK_BYTES // (8 * sum(widths)))
     for rows in torch.arange(n).split(across):
         part, found = question.take(rows), taken(answer, rows)
         if isinstance(found, Completions) and across == 1:

@@ -111,6 +111,10 @@ class LedgerFile:
             )
             self._connection.close()
 
+    def __del__(self):
+        with contextlib.suppress(Exception):  # the file is whole without this
+            self.close()
+
     @contextlib.contextmanager
     def _writing(self, synchronous: str = "NORMAL") -> Iterator[None]:
         if os.getpid() != self._pid:

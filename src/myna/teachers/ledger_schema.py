@@ -112,8 +112,8 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     """
     for part in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal"))):
         _plain(part)
-    if not write and not path.exists():
-        raise InputError(f"there is no ledger {path}; name the file that --ledger was given")
+    if not write:
+        _present(path)
     if not path.parent.is_dir():
         raise InputError(f"the folder {path.parent} of the ledger does not exist; make it first")
     with explained(path):
@@ -142,6 +142,11 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     return connection
 
 
+def _present(path: Path) -> None:
+    if not path.exists():
+        raise InputError(f"there is no ledger {path}; name the file that --ledger was given")
+
+
 def _plain(path: Path) -> None:
     try:
         mode = path.lstat().st_mode
@@ -155,13 +160,17 @@ def _plain(path: Path) -> None:
         raise InputError(f"{path} is no plain file; name the file of a ledger")
 
 
-def open_file(path: Path, spec: Spec) -> sqlite3.Connection:
-    """A ledger of one teacher, for writing; made or migrated where that is needed.
+def open_file(path: Path, spec: Spec | None) -> sqlite3.Connection:
+    """A ledger for writing; made or migrated where that is needed.
+
+    spec: of its teacher; None opens what is there, of whichever teacher
 
     Raises:
         InputError: a ledger of another teacher.
         FormatError: no ledger, a newer one, or a damaged one.
     """
+    if spec is None:
+        _present(path)
     connection = connect(path, write=True)
     try:
         with explained(path):
@@ -169,7 +178,8 @@ def open_file(path: Path, spec: Spec) -> sqlite3.Connection:
                 check_schema(path, connection)  # another program's database stays as it is
             connection.execute("PRAGMA journal_mode = WAL")
             with transaction(connection):
-                if not _objects(connection) and not _number(connection, "user_version"):
+                empty = not _objects(connection) and not _number(connection, "user_version")
+                if spec is not None and empty:
                     _make(connection, spec)
                 _migrate(path, connection)
                 check_schema(path, connection)
@@ -177,7 +187,7 @@ def open_file(path: Path, spec: Spec) -> sqlite3.Connection:
     except BaseException:
         connection.close()
         raise
-    if held != spec:
+    if spec is not None and held != spec:
         connection.close()
         raise InputError(
             f"{path} is the ledger of another teacher (fingerprint {held.fingerprint[:12]}, "

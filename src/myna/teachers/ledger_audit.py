@@ -1,0 +1,236 @@
+"""What a ledger's file says was asked and spent, and whether all of it holds together.
+
+    spent(job, purpose)  =  sum of its requests' costs
+    request              =  open (in flight, or lost), answered, failed, lost or unsent
+    answers of a request <= what it paid for
+
+A lost or failed request may have been paid, so its reservation counts; an unsent one
+costs nothing.
+"""
+
+import dataclasses
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from myna.errors import MynaError
+from myna.spec import Spec
+from myna.teachers.account import Account
+from myna.teachers.answers import check_law, checked_completions
+from myna.teachers.ledger_blocks import COLUMNS, Answer, Question
+from myna.teachers.ledger_held import checked_answer, checked_question
+from myna.teachers.ledger_owner import runs
+from myna.teachers.ledger_schema import COSTS, VERSION, explained, open_to_read
+from myna.teachers.oracle import Completions, TopLaw
+from myna.teachers.prefixes import check_prefixes
+
+_SUMS = ", ".join(f"TOTAL({name})" for name in COSTS.split(", "))
+_MOST_PROBLEMS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Spending:
+    """What one purpose of one job spent.
+
+    spent: everything that counts
+    unanswered: the part of it without an answer: in flight, lost or failed
+    requests: how many, by state
+    """
+
+    job: str
+    purpose: str
+    spent: Account
+    unanswered: Account
+    requests: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """A ledger at a glance.
+
+    answers: how many are held, by kind: laws, top laws, draws
+    running: processes that have the file open
+    started, ended: seconds since 1970 of the first and the last request; None: no request
+    bytes: of the file and what stands beside it
+    """
+
+    version: int
+    spec: Spec
+    spending: tuple[Spending, ...]
+    answers: dict[str, int]
+    running: tuple[int, ...]
+    started: float | None
+    ended: float | None
+    bytes: int
+
+
+def summarise(path: Path) -> Summary:
+    """Read what was asked and spent.
+
+    Raises:
+        InputError, FormatError, LedgerError: where the file cannot be read as a ledger.
+    """
+    connection, spec = open_to_read(path)
+    with explained(path):
+        answers = {
+            name: connection.execute(
+                "SELECT COALESCE(SUM(prefixes * MAX(count, 1)), 0) FROM block WHERE kind = ?",
+                (kind,),
+            ).fetchone()[0]
+            for name, kind in (("laws", "law"), ("top_laws", "top"), ("draws", "draw"))
+        }
+        started, ended = connection.execute(
+            "SELECT MIN(started), MAX(MAX(started, COALESCE(ended, started))) FROM request"
+        ).fetchone()
+        spending = tuple(_spending(connection))
+        running = tuple(running_on(connection))
+    connection.close()
+    beside = (path.with_name(path.name + end) for end in ("", "-wal"))
+    size = sum(part.stat().st_size for part in beside if part.exists())
+    return Summary(VERSION, spec, spending, answers, running, started, ended, size)
+
+
+def running_on(connection: sqlite3.Connection) -> list[int]:
+    """The processes that have the file open."""
+    owners = connection.execute("SELECT pid, mark FROM owner WHERE closed IS NULL")
+    return sorted({pid for pid, mark in owners.fetchall() if runs(pid, mark)})
+
+
+def _spending(connection: sqlite3.Connection) -> Iterator[Spending]:
+    query = f"SELECT job, purpose, {COSTS} FROM spent ORDER BY job, purpose"  # noqa: S608
+    for job, purpose, *costs in connection.execute(query).fetchall():
+        states = "SELECT state, COUNT(*) FROM request WHERE job = ? AND purpose = ? GROUP BY state"
+        named = dict(connection.execute(states, (job, purpose)).fetchall())
+        query = f"SELECT {_SUMS} FROM request WHERE job = ? AND purpose = ? AND state <> 'answered'"  # noqa: S608
+        without = connection.execute(query, (job, purpose)).fetchone()
+        yield Spending(job, purpose, Account(*costs), Account(*map(int, without)), named)
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What verifying found.
+
+    blocks, answers, requests: how many were checked
+    problems: one sentence each, at most 100; empty where all holds
+    """
+
+    blocks: int
+    answers: int
+    requests: int
+    problems: tuple[str, ...]
+
+
+def verify(path: Path) -> Check:
+    """Check the database, every hash, every answer, and the accounts.
+
+    Raises:
+        InputError, FormatError, LedgerError: where the file cannot be read as a ledger.
+    """
+    connection, spec = open_to_read(path)
+    problems: list[str] = []
+    stored: dict[int, int] = {}
+    blocks = answers = requests = 0
+    try:
+        with explained(path):
+            for (text,) in connection.execute(f"PRAGMA integrity_check({_MOST_PROBLEMS})"):
+                if text != "ok":
+                    problems.append(f"the database: {text}")
+            for number, sources, found in _blocks(connection, spec):
+                blocks += 1
+                if isinstance(found, MynaError):
+                    problems.append(f"block {number}: {found}")
+                    continue
+                answers += found
+                problems += _count_sources(number, sources, found, stored)
+            requests = connection.execute("SELECT COUNT(*) FROM request").fetchone()[0]
+            problems += _accounts(connection, stored)
+    except MynaError as error:
+        problems.append(str(error))
+    finally:
+        connection.close()
+    return Check(blocks, answers, requests, tuple(problems[:_MOST_PROBLEMS]))
+
+
+def read_block(
+    spec: Spec, columns: tuple[Any, ...], blobs: tuple[Any, ...]
+) -> tuple[Question, Answer]:
+    """A block whose hashes agree.
+
+    blobs: keys, keys_hash, body, body_hash
+
+    Raises:
+        FormatError: where they do not, or a size is wrong.
+    """
+    question = checked_question(columns, *blobs[:2])
+    return question, checked_answer(columns, spec, *blobs[2:])
+
+
+def _blocks(
+    connection: sqlite3.Connection, spec: Spec
+) -> Iterator[tuple[int, Any, int | MynaError]]:
+    """Number, sources, and how many answers each block holds or what is wrong with it."""
+    query = f"SELECT id, sources, {COLUMNS}, keys, keys_hash, body, body_hash FROM block"  # noqa: S608
+    for number, sources, *rest in connection.execute(query):
+        try:
+            question, answer = read_block(spec, tuple(rest[:-4]), tuple(rest[-4:]))
+            check_prefixes(spec, question.prefixes)
+            _check_answer(spec, question, answer)
+        except MynaError as error:
+            yield number, sources, error
+        else:
+            yield number, sources, len(question.prefixes.lengths) * max(question.count, 1)
+
+
+def _check_answer(spec: Spec, question: Question, answer: Answer) -> None:
+    if isinstance(answer, Completions):
+        checked_completions(spec, question.request, answer)
+    elif isinstance(answer, TopLaw):
+        check_law(question.prefixes, torch.cat([answer.log_probs, answer.log_rest[:, None]], 1))
+    elif isinstance(answer, Tensor):
+        check_law(question.prefixes, answer)
+
+
+def _count_sources(number: int, sources: Any, found: int, stored: dict[int, int]) -> list[str]:
+    """Add a block's answers to their requests."""
+    try:
+        parts = [(int(request), int(rows)) for request, rows in json.loads(sources)]
+        rows = sum(rows for _, rows in parts)
+        each = found // rows if rows else 0
+        if min((r for _, r in parts), default=0) < 0 or rows * each != found:
+            raise ValueError(f"they name {rows} prefixes")
+    except (TypeError, ValueError, RecursionError) as error:
+        return [f"block {number}: its sources do not add up ({error})"]
+    for request, some in parts:
+        stored[request] = stored.get(request, 0) + some * each
+    return []
+
+
+def _accounts(connection: sqlite3.Connection, stored: dict[int, int]) -> Iterator[str]:
+    """What does not add up between blocks, requests and what is counted as spent."""
+    names = COSTS.split(", ")
+    query = f"SELECT job, purpose, {_SUMS} FROM request GROUP BY job, purpose"  # noqa: S608
+    summed = {(job, purpose): tuple(map(int, c)) for job, purpose, *c in connection.execute(query)}
+    query = f"SELECT job, purpose, {COSTS} FROM spent"  # noqa: S608
+    kept = {(job, purpose): tuple(c) for job, purpose, *c in connection.execute(query)}
+    for account in sorted(summed.keys() | kept.keys()):
+        for name, paid, held in zip(
+            names, summed.get(account, (0,) * 4), kept.get(account, (0,) * 4), strict=True
+        ):
+            if paid != held:
+                yield (
+                    f"purpose {account[1]!r} of job {account[0]!r}: {name} of its requests add up "
+                    f"to {paid:,} and {held:,} are counted as spent"
+                )
+    query = "SELECT id, prefixes * MAX(count, 1), state FROM request"
+    paid_for = {number: (n, state) for number, n, state in connection.execute(query)}
+    for number, some in stored.items():
+        n, state = paid_for.get(number, (0, "absent"))
+        if some > n or state not in ("answered", "absent"):
+            yield f"request {number} ({state}) asked for {n:,} answers and {some:,} are stored"
+        elif state == "absent":
+            yield f"request {number} is not there, and {some:,} answers are stored as its own"
