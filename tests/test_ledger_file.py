@@ -1,28 +1,19 @@
 """A ledger over a file: answers and charges as one in memory, over openings and processes."""
 
 import dataclasses
-import gc
-import json
-import os
-import sqlite3
-import subprocess
-import sys
 import tempfile
-import threading
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from myna.errors import BudgetExhausted, InputError, TeacherError
-from myna.teachers import ledger_blocks, ledger_schema
-from myna.teachers.ledger import Account, Budget, Ledger
-from myna.teachers.ledger_audit import summarise, verify
-from myna.teachers.ledger_file import LedgerFile
-from myna.teachers.ledger_replay import open_replay
-from myna.teachers.oracle import Completions, Stream, TopLaw, as_samples, as_top_k
+from myna.errors import TeacherError
+from myna.teachers import ledger_blocks
+from myna.teachers.ledger import Ledger
+from myna.teachers.ledger_audit import verify
+from myna.teachers.oracle import Stream
 from myna.teachers.prefixes import Prefixes
 from myna.teachers.uri import open_teacher
 

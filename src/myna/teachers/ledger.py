@@ -17,8 +17,10 @@ A view shows a teacher for one purpose at the teacher's own level: counting is d
 by construction, because learners never hold anything else.
 """
 
+import contextlib
 import dataclasses
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -29,7 +31,7 @@ from myna.errors import BudgetExhausted, TeacherError
 from myna.lowrank.student import Strings, check_strings
 from myna.spec import Spec
 from myna.teachers.account import Account, Budget
-from myna.teachers.answers import check_law, checked_completions
+from myna.teachers.answers import checked_completions, checked_law, checked_top
 from myna.teachers.drawn import Drawn, Grown, Request
 from myna.teachers.draws import complete_by_laws
 from myna.teachers.ledger_file import LedgerFile
@@ -237,11 +239,12 @@ class SamplesView:
         """Whether `complete` would stay within the budget; nothing is asked or charged."""
         request = self._request(prefixes, count, stream, max_tokens, first_draw)
         with self._ledger._lock:
+            parts = self._ledger._drawn.lacking(request)
             try:
-                self._ledger._reserve(self._ledger._drawn.lacking(request))
+                self._ledger._reserve(parts)
             except BudgetExhausted:
                 return False
-        return True
+            return self._ledger._file is None or self._ledger._file.fits(parts)
 
     def _request(
         self,
@@ -271,9 +274,9 @@ class TopLawsView(SamplesView):
         with ledger._lock:
             missing = _missing(ledger, self.purpose, prefixes, keys, ledger._tops)
             if missing is not None:
-                answer = ledger._facing(self.purpose).top_laws(missing)  # pyright: ignore[reportAttributeAccessIssue]
-                masses = torch.cat([answer.log_probs, answer.log_rest[:, None]], 1)
-                check_law(missing, masses)
+                with _paying(ledger, self.purpose, missing):
+                    answer = ledger._facing(self.purpose).top_laws(missing)  # pyright: ignore[reportAttributeAccessIssue]
+                answer = checked_top(self.spec, missing, self.k, answer)
                 for row, key in enumerate(missing.keys()):
                     ledger._tops[key] = TopLaw(*(part[row] for part in answer))
             found = [ledger._tops[key] for key in keys]
@@ -291,10 +294,9 @@ class LawsView(TopLawsView):
         with ledger._lock:
             missing = _missing(ledger, self.purpose, prefixes, keys, ledger._laws.rows)
             if missing is not None:
-                answer = ledger._facing(self.purpose).laws(missing)  # pyright: ignore[reportAttributeAccessIssue]
-                answer = answer.to("cpu", torch.float64)
-                check_law(missing, answer)
-                ledger._laws.add(missing.keys(), answer)
+                with _paying(ledger, self.purpose, missing):
+                    answer = ledger._facing(self.purpose).laws(missing)  # pyright: ignore[reportAttributeAccessIssue]
+                ledger._laws.add(missing.keys(), checked_law(self.spec, missing, answer))
             return ledger._laws.find(keys)
 
     def draw_by_laws(self, count: int, first_draw: int, max_tokens: int | None) -> Completions:
@@ -325,18 +327,28 @@ class LawsView(TopLawsView):
 def _missing(
     ledger: Ledger, purpose: str, prefixes: Prefixes, keys: list[bytes], cache: dict
 ) -> Prefixes | None:
-    """The distinct prefixes that the cache lacks, charged; None where it has all."""
+    """The distinct prefixes that the cache lacks; None where it has all."""
     first = {key: row for row, key in enumerate(keys) if key not in cache}
     ledger._charge(purpose, Account(cache_hits=len(keys) - len(first)))
     if not first:
         return None
-    missing = prefixes.take(torch.tensor(list(first.values())))
-    ledger._charge(
-        purpose,
-        Account(next_token_queries=len(first), tokens_sent=int(missing.lengths.sum())),
-    )
+    return prefixes.take(torch.tensor(list(first.values())))
+
+
+@contextlib.contextmanager
+def _paying(ledger: Ledger, purpose: str, missing: Prefixes) -> Iterator[None]:
+    """Charge laws while they are asked; nothing where the file's budget had no room for them."""
+    cost = Account(next_token_queries=len(missing.lengths), tokens_sent=int(missing.lengths.sum()))
+    ledger._charge(purpose, cost)
+    try:
+        yield
+    except BudgetExhausted:
+        ledger._accounts[purpose] = ledger.account(purpose) - cost
+        raise
+    except BaseException:
+        ledger._count_cuts(purpose, missing.lengths)
+        raise
     ledger._count_cuts(purpose, missing.lengths)
-    return missing
 
 
 def _complete(ledger: Ledger, purpose: str, request: Request) -> Completions:
@@ -355,7 +367,12 @@ def _complete(ledger: Ledger, purpose: str, request: Request) -> Completions:
         for part in parts:
             sent = Account(completions=part.completions, tokens_sent=part.tokens_sent)
             ledger._charge(purpose, sent)
-            answer = checked_completions(spec, part, part.ask(ledger._facing(purpose)))
+            try:
+                answer = part.ask(ledger._facing(purpose))
+            except BudgetExhausted:  # of the file: this part was not asked
+                ledger._accounts[purpose] = ledger.account(purpose) - sent
+                raise
+            answer = checked_completions(spec, part, answer)
             ledger._charge(purpose, Account(tokens_received=int(answer.lengths.sum())))
             ledger._drawn.add(part, answer)
         return ledger._drawn.read(request)

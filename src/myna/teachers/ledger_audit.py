@@ -167,7 +167,7 @@ def read_block(
         FormatError: where they do not, or a size is wrong.
     """
     question = checked_question(columns, *blobs[:2])
-    return question, checked_answer(columns, spec, *blobs[2:])
+    return question, checked_answer(columns, spec, *blobs[1:])
 
 
 def _blocks(

@@ -10,7 +10,8 @@ A question names n distinct prefixes and one setting; its parts are
 Little-endian, end to end, in this order; prefixes are n lengths (u32) and then their
 keys. Every size follows from the columns, and a blob of another size is refused before
 anything is made of it, so what is declared never takes more memory than what is there.
-Each blob carries a BLAKE2b hash over itself and the columns.
+Each blob carries a BLAKE2b hash over itself and the columns; that of the answers covers the
+prefixes' hash as well, so no answers pass for those of other prefixes.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ Answer = Tensor | TopLaw | Completions
 COLUMNS = "kind, k, stream, seed, max_tokens, first_draw, count, prefixes"
 _BLOCK_BYTES = 2**22  # of padded tensors, after which a block ends
 _MOST_BYTES = 2**28  # of a padded tensor that is made of a block of several answers
-_HASH_BYTES = 16
+HASH_BYTES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,11 +156,17 @@ def _by_draws(question: Question, answer: Completions) -> Iterator[tuple[Questio
         yield part, Completions(answer.tokens[:, draws], answer.lengths[:, draws])
 
 
-def digest(columns: tuple[Any, ...], blob: bytes) -> bytes:
-    """The hash of a blob under its columns."""
-    found = hashlib.blake2b(repr(columns).encode(), digest_size=_HASH_BYTES)
+def digest(columns: tuple[Any, ...], blob: bytes, under: bytes = b"") -> bytes:
+    """The hash of a blob under its columns, and under the hash of another blob."""
+    found = hashlib.blake2b(repr(columns).encode(), digest_size=HASH_BYTES, key=under)
     found.update(blob)
     return found.digest()
+
+
+def hashed(columns: tuple[Any, ...], keys: bytes, body: bytes) -> tuple[bytes, ...]:
+    """Both blobs of a block, each followed by its hash."""
+    first = digest(columns, keys)
+    return keys, first, body, digest(columns, body, first)
 
 
 def pack_keys(prefixes: Prefixes) -> bytes:

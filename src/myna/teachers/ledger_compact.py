@@ -21,7 +21,7 @@ from myna.teachers.ledger_blocks import (
     COLUMNS,
     Answer,
     Question,
-    digest,
+    hashed,
     pack,
     pack_keys,
     prefixes_of,
@@ -101,7 +101,7 @@ def _merge(connection: sqlite3.Connection, spec: Spec, numbers: list[int]) -> No
         try:
             question, answer = read_block(spec, tuple(rest[:-4]), tuple(rest[-4:]))
             parts = list(json.loads(sources))
-        except (FormatError, TypeError, ValueError) as error:
+        except (FormatError, TypeError, ValueError, RecursionError) as error:
             raise FormatError(
                 f"block {number} is damaged ({error}); nothing was changed: restore the file from "
                 "a copy"
@@ -127,11 +127,10 @@ def _write(
     numbers, sources, questions, answers = zip(*blocks, strict=True)
     keys = [key for question in questions for key in question.prefixes.keys()]  # noqa: SIM118
     whole = dataclasses.replace(questions[0], prefixes=prefixes_of(keys))
-    columns, packed = whole.columns, pack_keys(whole.prefixes)
     body = pack(_together(list(answers)), spec.num_tokens)
     parts = json.dumps([part for source in sources for part in source])
-    row = (*columns, parts, packed, digest(columns, packed), body, digest(columns, body))
-    insert_block(connection, row)
+    blobs = hashed(whole.columns, pack_keys(whole.prefixes), body)
+    insert_block(connection, (*whole.columns, parts, *blobs))
     connection.executemany("DELETE FROM block WHERE id = ?", [(number,) for number in numbers])
 
 

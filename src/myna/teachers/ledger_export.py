@@ -69,12 +69,8 @@ def _rows(path: Path, connection: sqlite3.Connection, spec: Spec) -> Iterator[di
         for number, sources, *rest in connection.execute(query):
             try:
                 question, answer = read_block(spec, tuple(rest[:-4]), tuple(rest[-4:]))
-                owners = [
-                    int(request) for request, rows in json.loads(sources) for _ in range(rows)
-                ]
-                if len(owners) != len(question.prefixes.lengths):
-                    raise ValueError("its sources do not add up")
-            except (FormatError, TypeError, ValueError) as error:
+                owners = owners_of(sources, len(question.prefixes.lengths))
+            except (FormatError, TypeError, ValueError, RecursionError) as error:
                 raise FormatError(
                     f"block {number} of {path} is damaged ({error}); nothing was written"
                 ) from error
@@ -86,6 +82,16 @@ def _rows(path: Path, connection: sqlite3.Connection, spec: Spec) -> Iterator[di
             }
             for row, values in _answers(question, answer):
                 yield {**values, "request": owners[row], **said[owners[row]]}
+
+
+def owners_of(sources: Any, n: int) -> list[int]:
+    """The request that each of n prefixes of a block came from."""
+    parts = json.loads(sources)
+    counts = [rows for _, rows in parts]
+    whole = all(type(number) is int and number >= 0 for part in parts for number in part)
+    if not whole or sum(counts) != n:
+        raise ValueError("its sources do not add up")
+    return [request for request, rows in parts for _ in range(rows)]
 
 
 def _answers(question: Question, answer: Answer) -> Iterator[tuple[int, dict[str, Any]]]:

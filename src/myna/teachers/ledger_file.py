@@ -38,24 +38,23 @@ import json
 import os
 import sqlite3
 import time
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from myna.errors import BudgetExhausted, InputError, TeacherError
+from myna.errors import BudgetExhausted, FormatError, InputError
 from myna.spec import Spec
 from myna.teachers.account import Account, Budget
-from myna.teachers.answers import check_law, checked_completions
+from myna.teachers.answers import checked_completions, checked_law, checked_top
+from myna.teachers.drawn import Request
 from myna.teachers.ledger_blocks import (
     COLUMNS,
     Answer,
     Question,
-    digest,
+    hashed,
     in_blocks,
     pack,
     pack_keys,
@@ -71,7 +70,7 @@ from myna.teachers.prefixes import Prefixes
 _LONGEST_NAP = 0.2  # seconds between looks at a file in which another process's request is open
 
 
-_ASKING: "weakref.WeakSet[LedgerFile]" = weakref.WeakSet()  # those of this process that can settle
+_ASKING: set[tuple[Path, int]] = set()  # (file, owner) of this process's questions in flight
 
 
 class LedgerFile:
@@ -92,42 +91,65 @@ class LedgerFile:
         """
         self.path, self.job = path, job
         self._teacher, self._budget = teacher, budget
+        self._pid, self._closed = os.getpid(), False
         self._connection = open_file(path, teacher.spec)
-        self._pid = os.getpid()
+        try:
+            self._owner, self._held = self._enter()
+        except BaseException:
+            self._connection.close()
+            raise
+        self._name = (path.resolve(), self._owner)
+
+    def _enter(self) -> tuple[int, Held]:
+        """Write down who has the file open, and see what it holds."""
         with self._writing():
-            row = (self._pid, mark_of(self._pid), job, time.time())
-            self._owner = self._connection.execute(
+            row = (self._pid, mark_of(self._pid), self.job, time.time())
+            owner = self._connection.execute(
                 "INSERT INTO owner (pid, mark, job, opened) VALUES (?, ?, ?, ?)", row
             ).lastrowid
-            self._held = Held(path, self._connection, teacher.spec)
-        _ASKING.add(self)
+            assert owner is not None
+            return owner, Held(self.path, self._connection, self.spec)
 
     def close(self) -> None:
-        """Give the file up; it is whole without this as well."""
-        _ASKING.discard(self)
-        with contextlib.suppress(sqlite3.ProgrammingError), explained(self.path):
+        """Give the file up; it is whole without this as well, so nothing here fails."""
+        if self._closed or os.getpid() != self._pid:
+            return  # a forked process has no part in its parent's file
+        self._closed = True
+        with contextlib.suppress(sqlite3.Error):
             self._connection.execute(
                 "UPDATE owner SET closed = ? WHERE id = ?", (time.time(), self._owner)
             )
+        with contextlib.suppress(sqlite3.Error):
             self._connection.close()
 
     def __del__(self):
         with contextlib.suppress(Exception):  # the file is whole without this
             self.close()
 
-    @contextlib.contextmanager
-    def _writing(self, synchronous: str = "NORMAL") -> Iterator[None]:
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InputError(f"the ledger {self.path} was closed; open it again to ask more")
         if os.getpid() != self._pid:
             raise InputError(
                 f"the ledger {self.path} was opened before this process forked; open it again here"
             )
+
+    @contextlib.contextmanager
+    def _writing(self, synchronous: str = "NORMAL") -> Iterator[None]:
+        self._check_open()
         with explained(self.path):
             self._connection.execute(f"PRAGMA synchronous = {synchronous}")
             with transaction(self._connection):
                 yield
 
+    @property
+    def spec(self) -> Spec:
+        """The teacher's spec."""
+        return self._teacher.spec
+
     def spent(self) -> Account:
         """What this job has spent in the file, reservations included."""
+        self._check_open()
         with explained(self.path):
             return self._spent()
 
@@ -147,34 +169,57 @@ class LedgerFile:
             BudgetExhausted: before anything is asked.
             TeacherError: where the answer is none; what it can have cost stays spent.
         """
+        self._check_open()
         nap = 0.002
         while not self._held.has(question):
-            reserved = self._reserve(purpose, question)
+            _ASKING.add(self._name)
+            try:
+                reserved = self._reserve(purpose, question)
+                self._ask(purpose, reserved or [])
+            finally:
+                _ASKING.discard(self._name)  # what is still open is lost: nobody waits for it
             if reserved is None:
                 time.sleep(nap)
                 nap = min(2 * nap, _LONGEST_NAP)
-            else:
-                self._ask(purpose, reserved)
         with explained(self.path):
             return self._held.read(question)
+
+    def fits(self, requests: list[Request]) -> bool:
+        """Whether the budget has room for what the file lacks of all requests together."""
+        self._check_open()
+        with explained(self.path):
+            self._held.refresh()
+            questions = map(Question.of, requests)
+            parts = [part for question in questions for part in self._held.lacking(question)]
+            try:
+                self._fit(parts, [part.most(self.spec) for part in parts])
+            except BudgetExhausted:
+                return False
+        return True
 
     def _reserve(self, purpose: str, question: Question) -> list[tuple[int, Question]] | None:
         """Requests whose cost is on the disk as spent; None where one must be waited for."""
         with self._writing("FULL"):
-            _ASKING.add(self)
+            # What this opening left open could not be settled; it asks one question at a time.
+            self._connection.execute(
+                "UPDATE request SET state = 'lost' WHERE state = 'open' AND owner = ?",
+                (self._owner,),
+            )
             self._held.refresh()
             parts = self._held.lacking(question)
             if any(self._in_flight(part) for part in parts):
                 return None
-            most = [part.most(self._teacher.spec) for part in parts]
+            most = [part.most(self.spec) for part in parts]
             self._fit(parts, most)
             self._charge(purpose, sum(most, Account()))
             return [(self._open(purpose, *pair), pair[0]) for pair in zip(parts, most, strict=True)]
 
     def _fit(self, parts: list[Question], most: list[Account]) -> None:
+        if not parts:
+            return
         limited = (self._budget.tokens, self._budget.sampled_tokens) != (None, None)
         draws = [part.request for part in parts if part.kind == "draw"]
-        if limited and any(request.most_received(self._teacher.spec) is None for request in draws):
+        if limited and any(request.most_received(self.spec) is None for request in draws):
             raise BudgetExhausted(
                 "a token budget cannot be kept on completions of unbounded length; say max_tokens"
             )
@@ -198,15 +243,24 @@ class LedgerFile:
                     "UPDATE request SET state = 'lost' WHERE id = ?", (number,)
                 )
                 continue
-            other = question_of(tuple(columns), split_keys(blob, columns[-1]))
-            found = found or _meet(question, other)
+            found = found or _meet(question, self._open_question(number, blob, columns))
         return found
+
+    def _open_question(self, number: int, blob: Any, columns: list[Any]) -> Question:
+        try:
+            if type(blob) is not bytes:
+                raise FormatError("it has no prefixes")
+            return question_of(tuple(columns), split_keys(blob, columns[-1]))
+        except FormatError as error:
+            raise FormatError(
+                f"request {number} of the ledger {self.path} is damaged ({error}); see `myna "
+                "ledger verify`, or restore the file from a copy"
+            ) from error
 
     def _can_settle(self, owner: int, pid: int, mark: str) -> bool:
         """Whether an open request of this owner may still have its answer."""
         if pid == self._pid and mark == mark_of(pid):
-            others = (other for other in _ASKING if other is not self)
-            return any(other._owner == owner and other.path == self.path for other in others)
+            return owner != self._owner and (self._name[0], owner) in _ASKING
         return runs(pid, mark)
 
     def _open(self, purpose: str, question: Question, most: Account) -> int:
@@ -233,23 +287,23 @@ class LedgerFile:
 
     def _ask(self, purpose: str, reserved: list[tuple[int, Question]]) -> None:
         """Ask and settle each; where one fails, the later ones were never sent."""
-        spec = self._teacher.spec
         for place, (number, question) in enumerate(reserved):
             try:
-                answer = _checked(spec, question, question.ask(self._teacher))
+                answer = _checked(self.spec, question, question.ask(self._teacher))
             except BaseException:
-                with self._writing():
-                    self._end(number, "failed")
-                    for later, unsent in reserved[place + 1 :]:
-                        self._end(later, "unsent", Account())
-                        self._charge(purpose, Account() - unsent.most(spec))
+                self._fail(purpose, number, reserved[place + 1 :])
                 raise
-            try:
-                with self._writing():
-                    self._settle(purpose, number, question, answer)
-            except BaseException:
-                _ASKING.discard(self)  # what it reserved is lost: nobody is to wait for it
-                raise
+            with self._writing():
+                written = self._settle(purpose, number, question, answer)
+            for block in written:  # only now are they in the file
+                self._held.add(*block)
+
+    def _fail(self, purpose: str, number: int, unsent: list[tuple[int, Question]]) -> None:
+        with self._writing():
+            self._end(number, "failed")
+            for later, question in unsent:
+                self._end(later, "unsent", Account())
+                self._charge(purpose, Account() - question.most(self.spec))
 
     def _end(self, number: int, state: str, cost: Account | None = None) -> None:
         costs = None if cost is None else dataclasses.astuple(cost)[:4]
@@ -259,27 +313,29 @@ class LedgerFile:
             (state, time.time(), *(costs or ()), number),
         )
 
-    def _settle(self, purpose: str, number: int, question: Question, answer: Answer) -> None:
-        spec = self._teacher.spec
+    def _settle(
+        self, purpose: str, number: int, question: Question, answer: Answer
+    ) -> list[tuple[int, Question, Answer]]:
+        """Write the answer and its cost; the blocks that were written."""
+        spec = self.spec
         cost = question.cost(answer, spec)
         self._end(number, "answered", cost)
         self._charge(purpose, cost - question.most(spec))
         self._held.refresh()
-        for part, found in self._held.lacking_of(question, answer):
-            for piece, kept in in_blocks(part, found):
-                self._held.add(
-                    write_block(self._connection, piece, kept, number, spec), piece, kept
-                )
+        return [
+            (write_block(self._connection, piece, kept, number, spec), piece, kept)
+            for part, found in self._held.lacking_of(question, answer)
+            for piece, kept in in_blocks(part, found)
+        ]
 
 
 def write_block(
     connection: sqlite3.Connection, question: Question, answer: Answer, request: int, spec: Spec
 ) -> int:
     """Store one block; its number."""
-    columns, keys = question.columns, pack_keys(question.prefixes)
-    body, sources = pack(answer, spec.num_tokens), json.dumps([[request, columns[-1]]])
-    row = (*columns, sources, keys, digest(columns, keys), body, digest(columns, body))
-    return insert_block(connection, row)
+    columns, sources = question.columns, json.dumps([[request, len(question.prefixes.lengths)]])
+    blobs = hashed(columns, pack_keys(question.prefixes), pack(answer, spec.num_tokens))
+    return insert_block(connection, (*columns, sources, *blobs))
 
 
 def insert_block(connection: sqlite3.Connection, row: tuple[Any, ...]) -> int:
@@ -308,24 +364,8 @@ def _checked(spec: Spec, question: Question, answer: Answer) -> Answer:
     if isinstance(answer, Completions):
         return checked_completions(spec, question.request, answer)
     if isinstance(answer, TopLaw):
-        kept = TopLaw(
-            answer.tokens.to("cpu", torch.int64),
-            answer.log_probs.to("cpu", torch.float64),
-            answer.log_rest.to("cpu", torch.float64),
-        )
-        check_law(question.prefixes, torch.cat([kept.log_probs, kept.log_rest[:, None]], 1))
-        shape = (*kept.tokens.shape, *kept.log_probs.shape, len(kept.log_rest))
-        wanted = (len(question.prefixes.lengths), question.k)
-    else:
-        kept = answer.to("cpu", torch.float64)
-        check_law(question.prefixes, kept)
-        shape, wanted = tuple(kept.shape), (len(question.prefixes.lengths), spec.num_tokens)
-    if shape != (wanted if question.kind == "law" else (*wanted, *wanted, wanted[0])):
-        raise TeacherError(
-            f"{wanted[0]} laws of {wanted[1]} tokens were asked and the teacher's answer has the "
-            f"shape {shape}; check the teacher"
-        )
-    return kept
+        return checked_top(spec, question.prefixes, question.k, answer)
+    return checked_law(spec, question.prefixes, answer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,7 +378,7 @@ class Recorded:
     @property
     def spec(self) -> Spec:
         """The teacher's spec."""
-        return self._file._teacher.spec
+        return self._file.spec
 
     @property
     def k(self) -> int:

@@ -21,6 +21,7 @@ from myna.spec import Spec
 from myna.teachers.drawn import Drawn
 from myna.teachers.ledger_blocks import (
     COLUMNS,
+    HASH_BYTES,
     Answer,
     Question,
     digest,
@@ -67,7 +68,7 @@ class Held:
                 question = checked_question(tuple(columns), keys, keys_hash)
                 answer = None
                 if body is not None:
-                    answer = checked_answer(tuple(columns), self._spec, body, body_hash)
+                    answer = checked_answer(tuple(columns), self._spec, keys_hash, body, body_hash)
             self._note(number, question, answer)
 
     def _naming(self, number: int) -> "_Naming":
@@ -103,8 +104,9 @@ class Held:
         if question.kind == "draw":
             return [Question.of(part) for part in self._drawn.lacking(question.request)]
         places = self._places.get(question.setting, {})
-        rows = [row for row, key in enumerate(question.prefixes.keys()) if key not in places]
-        return [question.take(torch.tensor(rows))] if rows else []
+        keys = question.prefixes.keys()
+        rows = {key: row for row, key in enumerate(keys) if key not in places}
+        return [question.take(torch.tensor(list(rows.values())))] if rows else []
 
     def lacking_of(self, question: Question, answer: Answer) -> Iterator[tuple[Question, Answer]]:
         """What of an answer is not held; nearly always the whole."""
@@ -121,7 +123,7 @@ class Held:
         """The answer to a question of which nothing is lacking."""
         if question.kind == "draw":
             return self._drawn.read(question.request)
-        places = self._places[question.setting]
+        places = self._places.get(question.setting, {})
         found = [places[key] for key in question.prefixes.keys()]  # noqa: SIM118
         by_block: dict[int, list[int]] = {}
         for at, (number, _) in enumerate(found):
@@ -145,14 +147,14 @@ class Held:
             self._recent.move_to_end(number)
             return self._recent[number]
         row = self._connection.execute(
-            f"SELECT {COLUMNS}, body, body_hash FROM block WHERE id = ?",  # noqa: S608
+            f"SELECT {COLUMNS}, keys_hash, body, body_hash FROM block WHERE id = ?",  # noqa: S608
             (number,),
         ).fetchone()
         with self._naming(number):
             if row is None:
-                raise FormatError("the block is gone")
-            *columns, body, body_hash = row
-            answer = checked_answer(tuple(columns), self._spec, body, body_hash)
+                raise FormatError("it is gone: was the file compacted while this had it open?")
+            *columns, keys_hash, body, body_hash = row
+            answer = checked_answer(tuple(columns), self._spec, keys_hash, body, body_hash)
         self._keep(number, answer)
         return answer
 
@@ -187,13 +189,19 @@ def checked_question(columns: tuple[Any, ...], keys: Any, kept: Any) -> Question
     return question_of(columns, split_keys(keys, columns[-1]))
 
 
-def checked_answer(columns: tuple[Any, ...], spec: Spec, body: Any, kept: Any) -> Answer:
+def checked_answer(
+    columns: tuple[Any, ...], spec: Spec, keys_hash: Any, body: Any, kept: Any
+) -> Answer:
     """The answer of a block whose hash agrees.
+
+    keys_hash: of its prefixes
 
     Raises:
         FormatError: where it does not, or the size is wrong.
     """
-    if type(body) is not bytes or digest(columns, body) != kept:
+    if type(keys_hash) is not bytes or len(keys_hash) != HASH_BYTES or type(body) is not bytes:
+        raise FormatError("its parts have other types")
+    if digest(columns, body, keys_hash) != kept:
         raise FormatError("its answers do not have the hash that was stored with them")
     return unpack(columns, spec.num_tokens, body)
 
@@ -201,8 +209,10 @@ def checked_answer(columns: tuple[Any, ...], spec: Spec, body: Any, kept: Any) -
 def _joined(parts: list[Answer], spec: Spec, question: Question) -> Answer:
     if len(parts) == 1:
         return parts[0]
+    width = spec.num_tokens if question.kind == "law" else question.k
+    none = torch.empty((0, width), dtype=torch.float64)
     if question.kind == "law":
-        empty = torch.empty((0, spec.num_tokens), dtype=torch.float64)
-        return torch.cat([part for part in parts if isinstance(part, Tensor)] or [empty])
-    tops = [part for part in parts if isinstance(part, TopLaw)]
+        return torch.cat([none, *(part for part in parts if isinstance(part, Tensor))])
+    empty = TopLaw(none.long(), none, none.sum(1))
+    tops = [empty, *(part for part in parts if isinstance(part, TopLaw))]
     return TopLaw(*(torch.cat(column) for column in zip(*tops, strict=True)))

@@ -23,14 +23,14 @@ def mark_of(pid: int) -> str:
 
 def runs(pid: int, mark: str) -> bool:
     """Whether the process that was given this mark still runs."""
+    if type(pid) is not int or pid < 1:
+        return False  # of a damaged file
     if mark:
         return mark_of(pid) == mark
-    if pid < 1:
-        return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
-    except (PermissionError, OverflowError):
+    except PermissionError:
         return True
     return True

@@ -12,7 +12,8 @@ databases. A file with any other table, index, view or trigger is refused, so th
 from elsewhere runs nothing here. Every failure of SQLite becomes one sentence.
 
     version 1   requests and spending of one job
-    version 2   `job`: learning and certifying keep budgets of their own in one file
+    version 2   `job`: learning and certifying keep budgets of their own in one file;
+                `hash` in meta: of the language
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from myna.errors import FormatError, InputError, LedgerError
 from myna.spec import Spec
+from myna.teachers.ledger_blocks import digest
 
 VERSION = 2
 _MARK = 0x6D796E61  # "myna"
@@ -174,7 +176,8 @@ def open_file(path: Path, spec: Spec | None) -> sqlite3.Connection:
     connection = connect(path, write=True)
     try:
         with explained(path):
-            if _objects(connection) and _number(connection, "application_id") != _MARK:
+            used = _objects(connection) or _number(connection, "user_version")
+            if used and _number(connection, "application_id") != _MARK:
                 check_schema(path, connection)  # another program's database stays as it is
             connection.execute("PRAGMA journal_mode = WAL")
             with transaction(connection):
@@ -258,8 +261,19 @@ def _make(connection: sqlite3.Connection, spec: Spec) -> None:
     language = {"alphabet": spec.alphabet, "stop": spec.stop, "horizon": spec.horizon}
     rows = [("fingerprint", spec.fingerprint), ("language", json.dumps(language))]
     connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+    _seal(connection)
     connection.execute(f"PRAGMA application_id = {_MARK}")
     connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _seal(connection: sqlite3.Connection) -> None:
+    """Keep a hash of the language beside it."""
+    meta = dict(connection.execute("SELECT key, value FROM meta").fetchall())
+    connection.execute("INSERT OR REPLACE INTO meta VALUES ('hash', ?)", (_meta_hash(meta),))
+
+
+def _meta_hash(meta: dict[str, str]) -> str:
+    return digest(("language", meta["fingerprint"]), meta["language"].encode()).hex()
 
 
 def _migrate(path: Path, connection: sqlite3.Connection) -> None:
@@ -268,6 +282,7 @@ def _migrate(path: Path, connection: sqlite3.Connection) -> None:
         check_schema(path, connection, version)
         for older in range(version, VERSION):
             _run(connection, _MIGRATIONS[older])
+        _seal(connection)
         connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
@@ -311,11 +326,23 @@ def read_spec(path: Path, connection: sqlite3.Connection) -> Spec:
     try:
         query = "SELECT key, value FROM meta WHERE length(value) < ? LIMIT 10"
         meta = dict(connection.execute(query, (_MOST_META,)).fetchall())
+        if meta["hash"] != _meta_hash(meta):
+            raise ValueError("its hash is another")
         language = json.loads(meta["language"])
         names, stop, horizon = language["alphabet"], language["stop"], language["horizon"]
         numbers = all(part is None or type(part) is int for part in (stop, horizon))
         if not numbers or not all(isinstance(name, str) for name in names):
             raise ValueError("the language has parts of other types")
         return Spec(tuple(names), stop, horizon, str(meta["fingerprint"]))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path} does not say which language it is of ({error})") from error
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+        InputError,
+    ) as error:
+        raise FormatError(
+            f"{path} is damaged: it does not say which language it is of ({error}); restore it "
+            "from a copy"
+        ) from error
