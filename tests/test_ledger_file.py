@@ -2,8 +2,11 @@
 
 import dataclasses
 import gc
+import json
 import os
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -512,3 +515,36 @@ def test_a_ledger_facing_a_teacher_takes_repeated_and_no_prefixes(path):
     assert equal(facing.top_laws(twice), ENDING.top_laws(twice))
     assert len(teacher.asked) == 4 and file.spent().next_token_queries == 4
     file.close()
+
+
+def processes(*arguments):
+    """What `ledger_runs` found."""
+    command = [sys.executable, str(Path(__file__).with_name("ledger_runs.py"))]
+    done = subprocess.run(
+        command + [str(part) for part in arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_killed_runs_resume_to_the_same_student(tmp_path):
+    """kill -9 at six random moments of two runs."""
+    found = processes("crash", tmp_path / "f", 1, 2)
+    assert found["killed"] >= 4 and found["whole"] > 300
+    assert found["identical"] == found["sound"] == found["runs"] == 2 and found["missing"] == 0
+    assert found["recorded_asked_again"] == found["unexplained"] == 0
+    assert found["lost_beyond_kills"] == 0
+
+
+def test_processes_share_one_budget(tmp_path):
+    """Four processes on one new file, of which one is killed; 120 laws may be asked."""
+    found = processes("shared", tmp_path / "f", 1, 4, 120)
+    assert found["failed"] == 0 and found["sound"] and found["ended"] == 3
+    assert found["looks"] > 3 and found["most_seen_spent"] <= 120
+    assert found["spent"] == 120 >= found["asked"]
+    assert found["asked"] - found["distinct"] <= found["unanswered"]
+    assert found["spent"] - found["distinct"] <= found["unanswered"]

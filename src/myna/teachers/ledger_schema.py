@@ -292,9 +292,13 @@ def check_schema(path: Path, connection: sqlite3.Connection, version: int = VERS
     Raises:
         FormatError: saying what it is.
     """
-    if _number(connection, "application_id") != _MARK:
-        raise FormatError(f"{path} is no ledger of myna (another database); name another file")
     found = _number(connection, "user_version")
+    if _number(connection, "application_id") != _MARK:
+        if not found and not _objects(connection):
+            raise FormatError(
+                f"{path} is empty: a run ended before it wrote anything; run it again, or delete it"
+            )
+        raise FormatError(f"{path} is no ledger of myna (another database); name another file")
     if found > version:
         raise FormatError(
             f"{path} is a ledger of version {found}, newer than this myna reads ({version}); "
