@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from counting import Counting
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -30,38 +31,6 @@ from myna.teachers.uri import open_teacher
 ENDING = open_teacher("zoo:hmm?states=3&symbols=3&horizon=6")
 STOPPING = open_teacher("zoo:registers?k=1&stop=0.3")
 ROWS = [(), (0,), (1,), (0, 1), (0, 0, 0)]
-
-
-class Counting:
-    """A teacher that writes down every question: (kind, prefix) or (draw, prefix, ...)."""
-
-    def __init__(self, teacher, fail=()):
-        self.spec, self.k, self._teacher = teacher.spec, teacher.k, teacher
-        self.calls, self._fail = [], set(fail)
-
-    @property
-    def asked(self):
-        return [question for call in self.calls for question in call]
-
-    def _note(self, questions):
-        self.calls.append(questions)
-        if self._fail & set(questions):
-            raise TeacherError("the line is dead")
-
-    def laws(self, prefixes):
-        self._note([("law", row) for row in prefixes.rows()])
-        return self._teacher.laws(prefixes)
-
-    def top_laws(self, prefixes):
-        self._note([("top", row) for row in prefixes.rows()])
-        return self._teacher.top_laws(prefixes)
-
-    def complete(self, prefixes, count, *, stream, max_tokens=None, first_draw=0):
-        draws = range(first_draw, first_draw + count)
-        self._note([("draw", r, stream, max_tokens, i) for r in prefixes.rows() for i in draws])
-        return self._teacher.complete(
-            prefixes, count, stream=stream, max_tokens=max_tokens, first_draw=first_draw
-        )
 
 
 STEPS = st.lists(

@@ -8,6 +8,7 @@ A lost or failed request may have been paid, so its reservation counts; an unsen
 costs nothing.
 """
 
+import contextlib
 import dataclasses
 import json
 import sqlite3
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from myna.errors import MynaError
+from myna.errors import FormatError, MynaError
 from myna.spec import Spec
 from myna.teachers.account import Account
 from myna.teachers.answers import check_law, checked_completions
@@ -31,6 +32,7 @@ from myna.teachers.prefixes import check_prefixes
 
 _SUMS = ", ".join(f"TOTAL({name})" for name in COSTS.split(", "))
 _MOST_PROBLEMS = 100
+_LAST_TIME = 2.5e11  # seconds since 1970 that a calendar shows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,23 +78,59 @@ def summarise(path: Path) -> Summary:
         InputError, FormatError, LedgerError: where the file cannot be read as a ledger.
     """
     connection, spec = open_to_read(path)
-    with explained(path):
-        answers = {
-            name: connection.execute(
-                "SELECT COALESCE(SUM(prefixes * MAX(count, 1)), 0) FROM block WHERE kind = ?",
-                (kind,),
-            ).fetchone()[0]
-            for name, kind in (("laws", "law"), ("top_laws", "top"), ("draws", "draw"))
-        }
-        started, ended = connection.execute(
-            "SELECT MIN(started), MAX(MAX(started, COALESCE(ended, started))) FROM request"
-        ).fetchone()
-        spending = tuple(_spending(connection))
-        running = tuple(running_on(connection))
-    connection.close()
+    try:
+        with explained(path), _naming(path):
+            answers = dict(_answers(connection))
+            started, ended = _times(connection)
+            spending = tuple(_spending(connection))
+            running = tuple(running_on(connection))
+    finally:
+        connection.close()
     beside = (path.with_name(path.name + end) for end in ("", "-wal"))
     size = sum(part.stat().st_size for part in beside if part.exists())
     return Summary(VERSION, spec, spending, answers, running, started, ended, size)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError(f"{path} is damaged ({error}); restore it from a copy") from error
+
+
+def _typed(
+    connection: sqlite3.Connection, query: str, values: tuple[Any, ...], kinds: tuple[type, ...]
+) -> Iterator[tuple[Any, ...]]:
+    """Rows whose columns have these types: SQLite stores any type in any column.
+
+    Raises:
+        FormatError: for others.
+    """
+    for row in connection.execute(query, values).fetchall():
+        for value, kind in zip(row, kinds, strict=True):
+            if type(value) is not kind:
+                raise FormatError(f"a {type(value).__name__} where {kind.__name__} belongs")
+        yield row
+
+
+def _answers(connection: sqlite3.Connection) -> Iterator[tuple[str, int]]:
+    """How many answers of each kind there are."""
+    query = "SELECT COALESCE(SUM(prefixes * MAX(count, 1)), 0) FROM block WHERE kind = ?"
+    for name, kind in (("laws", "law"), ("top_laws", "top"), ("draws", "draw")):
+        yield name, next(_typed(connection, query, (kind,), (int,)))[0]
+
+
+def _times(connection: sqlite3.Connection) -> tuple[float | None, float | None]:
+    """When the first request was sent, and when the last was answered."""
+    query = "SELECT MIN(started), MAX(MAX(started, COALESCE(ended, started))) FROM request"
+    started, ended = connection.execute(query).fetchone()
+    if (started, ended) == (None, None):
+        return None, None
+    for time in (started, ended):
+        if type(time) is not float or not 0 <= time < _LAST_TIME:
+            raise FormatError("a time that is none")
+    return started, ended
 
 
 def running_on(connection: sqlite3.Connection) -> list[int]:
@@ -103,9 +141,9 @@ def running_on(connection: sqlite3.Connection) -> list[int]:
 
 def _spending(connection: sqlite3.Connection) -> Iterator[Spending]:
     query = f"SELECT job, purpose, {COSTS} FROM spent ORDER BY job, purpose"  # noqa: S608
-    for job, purpose, *costs in connection.execute(query).fetchall():
+    for job, purpose, *costs in _typed(connection, query, (), (str, str, *(int,) * 4)):
         states = "SELECT state, COUNT(*) FROM request WHERE job = ? AND purpose = ? GROUP BY state"
-        named = dict(connection.execute(states, (job, purpose)).fetchall())
+        named = dict(_typed(connection, states, (job, purpose), (str, int)))
         query = f"SELECT {_SUMS} FROM request WHERE job = ? AND purpose = ? AND state <> 'answered'"  # noqa: S608
         without = connection.execute(query, (job, purpose)).fetchone()
         yield Spending(job, purpose, Account(*costs), Account(*map(int, without)), named)
@@ -214,9 +252,11 @@ def _accounts(connection: sqlite3.Connection, stored: dict[int, int]) -> Iterato
     """What does not add up between blocks, requests and what is counted as spent."""
     names = COSTS.split(", ")
     query = f"SELECT job, purpose, {_SUMS} FROM request GROUP BY job, purpose"  # noqa: S608
-    summed = {(job, purpose): tuple(map(int, c)) for job, purpose, *c in connection.execute(query)}
+    rows = _typed(connection, query, (), (str, str, *(float,) * 4))
+    summed = {(job, purpose): tuple(map(int, costs)) for job, purpose, *costs in rows}
     query = f"SELECT job, purpose, {COSTS} FROM spent"  # noqa: S608
-    kept = {(job, purpose): tuple(c) for job, purpose, *c in connection.execute(query)}
+    rows = _typed(connection, query, (), (str, str, *(int,) * 4))
+    kept = {(job, purpose): tuple(costs) for job, purpose, *costs in rows}
     for account in sorted(summed.keys() | kept.keys()):
         for name, paid, held in zip(
             names, summed.get(account, (0,) * 4), kept.get(account, (0,) * 4), strict=True
@@ -227,7 +267,8 @@ def _accounts(connection: sqlite3.Connection, stored: dict[int, int]) -> Iterato
                     f"to {paid:,} and {held:,} are counted as spent"
                 )
     query = "SELECT id, prefixes * MAX(count, 1), state FROM request"
-    paid_for = {number: (n, state) for number, n, state in connection.execute(query)}
+    rows = _typed(connection, query, (), (int, int, str))
+    paid_for = {number: (n, state) for number, n, state in rows}
     for number, some in stored.items():
         n, state = paid_for.get(number, (0, "absent"))
         if some > n or state not in ("answered", "absent"):

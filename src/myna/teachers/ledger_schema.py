@@ -17,6 +17,7 @@ from elsewhere runs nothing here. Every failure of SQLite becomes one sentence.
 """
 
 import contextlib
+import functools
 import json
 import sqlite3
 import stat
@@ -309,14 +310,20 @@ def check_schema(path: Path, connection: sqlite3.Connection, version: int = VERS
             f"{path} is a ledger of version {found}; run `myna ledger compact {path}` to bring it "
             f"to version {version}"
         )
+    if _objects(connection) != _fresh_objects(version):
+        raise FormatError(
+            f"{path} does not have the tables of a ledger, or has more; it was changed by "
+            "another program, so nothing is read from it"
+        )
+
+
+@functools.cache
+def _fresh_objects(version: int) -> set[tuple]:
+    """What a new ledger of a version holds."""
     fresh = sqlite3.connect(":memory:", isolation_level=None)
     try:
         _build(fresh, version)
-        if _objects(connection) != _objects(fresh):
-            raise FormatError(
-                f"{path} does not have the tables of a ledger, or has more; it was changed by "
-                "another program, so nothing is read from it"
-            )
+        return _objects(fresh)
     finally:
         fresh.close()
 
@@ -330,6 +337,8 @@ def read_spec(path: Path, connection: sqlite3.Connection) -> Spec:
     try:
         query = "SELECT key, value FROM meta WHERE length(value) < ? LIMIT 10"
         meta = dict(connection.execute(query, (_MOST_META,)).fetchall())
+        if not all(type(part) is str for row in meta.items() for part in row):
+            raise ValueError("its parts are no text")
         if meta["hash"] != _meta_hash(meta):
             raise ValueError("its hash is another")
         language = json.loads(meta["language"])
