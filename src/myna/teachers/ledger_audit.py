@@ -99,8 +99,11 @@ def _naming(path: Path) -> Iterator[None]:
         raise FormatError(f"{path} is damaged ({error}); restore it from a copy") from error
 
 
-def _typed(
-    connection: sqlite3.Connection, query: str, values: tuple[Any, ...], kinds: tuple[type, ...]
+def typed_rows(
+    connection: sqlite3.Connection,
+    query: str,
+    values: tuple[Any, ...],
+    kinds: tuple[type, ...],
 ) -> Iterator[tuple[Any, ...]]:
     """Rows whose columns have these types: SQLite stores any type in any column.
 
@@ -118,7 +121,7 @@ def _answers(connection: sqlite3.Connection) -> Iterator[tuple[str, int]]:
     """How many answers of each kind there are."""
     query = "SELECT COALESCE(SUM(prefixes * MAX(count, 1)), 0) FROM block WHERE kind = ?"
     for name, kind in (("laws", "law"), ("top_laws", "top"), ("draws", "draw")):
-        yield name, next(_typed(connection, query, (kind,), (int,)))[0]
+        yield name, next(typed_rows(connection, query, (kind,), (int,)))[0]
 
 
 def _times(connection: sqlite3.Connection) -> tuple[float | None, float | None]:
@@ -141,9 +144,9 @@ def running_on(connection: sqlite3.Connection) -> list[int]:
 
 def _spending(connection: sqlite3.Connection) -> Iterator[Spending]:
     query = f"SELECT job, purpose, {COSTS} FROM spent ORDER BY job, purpose"  # noqa: S608
-    for job, purpose, *costs in _typed(connection, query, (), (str, str, *(int,) * 4)):
+    for job, purpose, *costs in typed_rows(connection, query, (), (str, str, *(int,) * 4)):
         states = "SELECT state, COUNT(*) FROM request WHERE job = ? AND purpose = ? GROUP BY state"
-        named = dict(_typed(connection, states, (job, purpose), (str, int)))
+        named = dict(typed_rows(connection, states, (job, purpose), (str, int)))
         query = f"SELECT {_SUMS} FROM request WHERE job = ? AND purpose = ? AND state <> 'answered'"  # noqa: S608
         without = connection.execute(query, (job, purpose)).fetchone()
         yield Spending(job, purpose, Account(*costs), Account(*map(int, without)), named)
@@ -178,13 +181,14 @@ def verify(path: Path) -> Check:
             for (text,) in connection.execute(f"PRAGMA integrity_check({_MOST_PROBLEMS})"):
                 if text != "ok":
                     problems.append(f"the database: {text}")
-            for number, sources, found in _blocks(connection, spec):
+            for number, found in _blocks(connection, spec):
                 blocks += 1
                 if isinstance(found, MynaError):
                     problems.append(f"block {number}: {found}")
                     continue
-                answers += found
-                problems += _count_sources(number, sources, found, stored)
+                for request, some in found:
+                    answers += some
+                    stored[request] = stored.get(request, 0) + some
             requests = connection.execute("SELECT COUNT(*) FROM request").fetchone()[0]
             problems += _accounts(connection, stored)
     except MynaError as error:
@@ -208,20 +212,40 @@ def read_block(
     return question, checked_answer(columns, spec, *blobs[1:])
 
 
+def read_sources(sources: Any, n: int) -> list[tuple[int, int]]:
+    """Which requests the n prefixes of a block came from, in order: (request, prefixes).
+
+    Raises:
+        FormatError: where they are not n.
+    """
+    try:
+        parts = [(request, rows) for request, rows in json.loads(sources)]
+        if not all(type(number) is int and number >= 0 for part in parts for number in part):
+            raise ValueError("not whole numbers")
+        if sum(rows for _, rows in parts) != n:
+            raise ValueError(f"not of {n} prefixes")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FormatError(f"its sources do not add up ({error})") from error
+    return parts
+
+
 def _blocks(
     connection: sqlite3.Connection, spec: Spec
-) -> Iterator[tuple[int, Any, int | MynaError]]:
-    """Number, sources, and how many answers each block holds or what is wrong with it."""
+) -> Iterator[tuple[int, list[tuple[int, int]] | MynaError]]:
+    """Each block's number, and how many answers it has of each request or what is wrong."""
     query = f"SELECT id, sources, {COLUMNS}, keys, keys_hash, body, body_hash FROM block"  # noqa: S608
     for number, sources, *rest in connection.execute(query):
         try:
+            if number < 1:
+                raise FormatError(f"blocks are numbered from 1, so nobody reads {number}")
             question, answer = read_block(spec, tuple(rest[:-4]), tuple(rest[-4:]))
             check_prefixes(spec, question.prefixes)
             _check_answer(spec, question, answer)
+            parts = read_sources(sources, len(question.prefixes.lengths))
         except MynaError as error:
-            yield number, sources, error
+            yield number, error
         else:
-            yield number, sources, len(question.prefixes.lengths) * max(question.count, 1)
+            yield number, [(request, rows * max(question.count, 1)) for request, rows in parts]
 
 
 def _check_answer(spec: Spec, question: Question, answer: Answer) -> None:
@@ -233,29 +257,14 @@ def _check_answer(spec: Spec, question: Question, answer: Answer) -> None:
         check_law(question.prefixes, answer)
 
 
-def _count_sources(number: int, sources: Any, found: int, stored: dict[int, int]) -> list[str]:
-    """Add a block's answers to their requests."""
-    try:
-        parts = [(int(request), int(rows)) for request, rows in json.loads(sources)]
-        rows = sum(rows for _, rows in parts)
-        each = found // rows if rows else 0
-        if min((r for _, r in parts), default=0) < 0 or rows * each != found:
-            raise ValueError(f"they name {rows} prefixes")
-    except (TypeError, ValueError, RecursionError) as error:
-        return [f"block {number}: its sources do not add up ({error})"]
-    for request, some in parts:
-        stored[request] = stored.get(request, 0) + some * each
-    return []
-
-
 def _accounts(connection: sqlite3.Connection, stored: dict[int, int]) -> Iterator[str]:
     """What does not add up between blocks, requests and what is counted as spent."""
     names = COSTS.split(", ")
     query = f"SELECT job, purpose, {_SUMS} FROM request GROUP BY job, purpose"  # noqa: S608
-    rows = _typed(connection, query, (), (str, str, *(float,) * 4))
+    rows = typed_rows(connection, query, (), (str, str, *(float,) * 4))
     summed = {(job, purpose): tuple(map(int, costs)) for job, purpose, *costs in rows}
     query = f"SELECT job, purpose, {COSTS} FROM spent"  # noqa: S608
-    rows = _typed(connection, query, (), (str, str, *(int,) * 4))
+    rows = typed_rows(connection, query, (), (str, str, *(int,) * 4))
     kept = {(job, purpose): tuple(costs) for job, purpose, *costs in rows}
     for account in sorted(summed.keys() | kept.keys()):
         for name, paid, held in zip(
@@ -267,7 +276,7 @@ def _accounts(connection: sqlite3.Connection, stored: dict[int, int]) -> Iterato
                     f"to {paid:,} and {held:,} are counted as spent"
                 )
     query = "SELECT id, prefixes * MAX(count, 1), state FROM request"
-    rows = _typed(connection, query, (), (int, int, str))
+    rows = typed_rows(connection, query, (), (int, int, str))
     paid_for = {number: (n, state) for number, n, state in rows}
     for number, some in stored.items():
         n, state = paid_for.get(number, (0, "absent"))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from myna.errors import FormatError, LedgerError
 from myna.spec import Spec
-from myna.teachers.ledger_audit import read_block, running_on
+from myna.teachers.ledger_audit import read_block, read_sources, running_on
 from myna.teachers.ledger_blocks import (
     COLUMNS,
     Answer,
@@ -100,8 +100,8 @@ def _merge(connection: sqlite3.Connection, spec: Spec, numbers: list[int]) -> No
         sources, *rest = connection.execute(query, (number,)).fetchone()
         try:
             question, answer = read_block(spec, tuple(rest[:-4]), tuple(rest[-4:]))
-            parts = list(json.loads(sources))
-        except (FormatError, TypeError, ValueError, RecursionError) as error:
+            parts = read_sources(sources, len(question.prefixes.lengths))
+        except FormatError as error:
             raise FormatError(
                 f"block {number} is damaged ({error}); nothing was changed: restore the file from "
                 "a copy"

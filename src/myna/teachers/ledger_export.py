@@ -10,7 +10,7 @@
 
 Costs are the request's: a law costs one query and the prefix's length in tokens sent, a
 draw the prefix's length sent and its own length received. Impossible tokens have null in
-JSON, which has no infinity, and -inf in parquet.
+JSON, which has no infinity, and -inf in parquet. Seeds may be of any size: text in parquet.
 """
 
 import json
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from myna.errors import FormatError, InputError, LedgerError
 from myna.spec import Spec
-from myna.teachers.ledger_audit import read_block
+from myna.teachers.ledger_audit import read_block, read_sources, typed_rows
 from myna.teachers.ledger_blocks import COLUMNS, Answer, Question
 from myna.teachers.ledger_schema import explained, open_to_read
 from myna.teachers.oracle import Completions, TopLaw
@@ -63,35 +63,27 @@ def export(path: Path, out: Path, kind: str) -> int:
 
 def _rows(path: Path, connection: sqlite3.Connection, spec: Spec) -> Iterator[dict[str, Any]]:
     query = f"SELECT id, sources, {COLUMNS}, keys, keys_hash, body, body_hash FROM block"  # noqa: S608
-    asked = "SELECT job, purpose, started, ended FROM request WHERE id = ?"
-    names = ("job", "purpose", "started", "ended")
     with explained(path):
         for number, sources, *rest in connection.execute(query):
             try:
                 question, answer = read_block(spec, tuple(rest[:-4]), tuple(rest[-4:]))
-                owners = owners_of(sources, len(question.prefixes.lengths))
-            except (FormatError, TypeError, ValueError, RecursionError) as error:
+                parts = read_sources(sources, len(question.prefixes.lengths))
+                owners = [request for request, rows in parts for _ in range(rows)]
+                said = {request: _asked(connection, request) for request in set(owners)}
+            except FormatError as error:
                 raise FormatError(
                     f"block {number} of {path} is damaged ({error}); nothing was written"
                 ) from error
-            said = {
-                request: dict(
-                    zip(names, connection.execute(asked, (request,)).fetchone() or (), strict=False)
-                )
-                for request in set(owners)
-            }
             for row, values in _answers(question, answer):
                 yield {**values, "request": owners[row], **said[owners[row]]}
 
 
-def owners_of(sources: Any, n: int) -> list[int]:
-    """The request that each of n prefixes of a block came from."""
-    parts = json.loads(sources)
-    counts = [rows for _, rows in parts]
-    whole = all(type(number) is int and number >= 0 for part in parts for number in part)
-    if not whole or sum(counts) != n:
-        raise ValueError("its sources do not add up")
-    return [request for request, rows in parts for _ in range(rows)]
+def _asked(connection: sqlite3.Connection, request: int) -> dict[str, Any]:
+    """Who asked, and when; nothing where the request is not there."""
+    query = "SELECT job, purpose, started, COALESCE(ended, started) FROM request WHERE id = ?"
+    for row in typed_rows(connection, query, (request,), (str, str, float, float)):
+        return dict(zip(("job", "purpose", "started", "ended"), row, strict=True))
+    return {}
 
 
 def _answers(question: Question, answer: Answer) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -141,14 +133,14 @@ def _parquet(path: Path, rows: Iterator[dict[str, Any]]) -> int:
         ) from error
     tokens, numbers = pa.list_(pa.int32()), pa.list_(pa.float64())
     types = {"kind": pa.string(), "prefix": tokens, "k": pa.int32(), "stream": pa.string()}
-    types |= {"seed": pa.int64(), "max_tokens": pa.int64(), "draw": pa.int64(), "tokens": tokens}
+    types |= {"seed": pa.string(), "max_tokens": pa.int64(), "draw": pa.int64(), "tokens": tokens}
     types |= {"log_probs": numbers, "log_rest": pa.float64(), "job": pa.string()}
     types |= {"purpose": pa.string(), "request": pa.int64()}
     types |= {"started": pa.float64(), "ended": pa.float64()}
     schema, count, batch = pa.schema(list(types.items())), 0, []
     with pq.ParquetWriter(path, schema) as writer:
         for count, row in enumerate(rows, 1):  # noqa: B007
-            batch.append(row)
+            batch.append(row | {"seed": None if row["seed"] is None else str(row["seed"])})
             if len(batch) == _ROWS:
                 writer.write_table(pa.Table.from_pylist(batch, schema))
                 batch = []

@@ -257,7 +257,7 @@ class LedgerFile:
                 "ledger verify`, or restore the file from a copy"
             ) from error
 
-    def _can_settle(self, owner: int, pid: int, mark: str) -> bool:
+    def _can_settle(self, owner: int, pid: Any, mark: Any) -> bool:
         """Whether an open request of this owner may still have its answer."""
         if pid == self._pid and mark == mark_of(pid):
             return owner != self._owner and (self._name[0], owner) in _ASKING

@@ -6,6 +6,7 @@ numbers are used again. Where /proc is absent the number stands alone.
 
 import os
 from pathlib import Path
+from typing import Any
 
 _PROC = Path("/proc")
 
@@ -21,9 +22,9 @@ def mark_of(pid: int) -> str:
     return "" if state in "ZX" else f"{boot} {started}"  # a zombie sends and stores no more
 
 
-def runs(pid: int, mark: str) -> bool:
+def runs(pid: Any, mark: Any) -> bool:
     """Whether the process that was given this mark still runs."""
-    if type(pid) is not int or pid < 1:
+    if type(pid) is not int or type(mark) is not str or pid < 1:
         return False  # of a damaged file
     if mark:
         return mark_of(pid) == mark

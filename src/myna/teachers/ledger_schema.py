@@ -31,6 +31,7 @@ from myna.teachers.ledger_blocks import digest
 VERSION = 2
 _MARK = 0x6D796E61  # "myna"
 _PATIENCE = 60.0  # seconds that a statement waits for another process's transaction
+_SHOWN = 200  # characters of an error of SQLite
 _MOST_META = 2**26  # bytes of the alphabet's JSON that are read
 
 COSTS = "next_token_queries, completions, tokens_sent, tokens_received"
@@ -81,13 +82,14 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def _sentence(path: Path, error: sqlite3.Error) -> FormatError | LedgerError:
+    said = " ".join(str(error).split())[:_SHOWN]  # it can quote what the file says
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
     kept = "what it holds stays, and asking again starts from there"
     if code == sqlite3.SQLITE_NOTADB:
         return FormatError(f"{path} is no ledger (not an SQLite database); name another file")
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
         return LedgerError(
-            f"the ledger {path} could not be written ({error}): is the disk full? Make room; {kept}"
+            f"the ledger {path} could not be written ({said}): is the disk full? Make room; {kept}"
         )
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
         return LedgerError(
@@ -101,7 +103,7 @@ def _sentence(path: Path, error: sqlite3.Error) -> FormatError | LedgerError:
     if code == sqlite3.SQLITE_CANTOPEN:
         return LedgerError(f"the ledger {path} cannot be opened; check the path and its rights")
     return FormatError(
-        f"the ledger {path} is damaged ({error}); `myna ledger verify` says where, and a copy "
+        f"the ledger {path} is damaged ({said}); `myna ledger verify` says where, and a copy "
         "of the file restores it"
     )
 
