@@ -83,6 +83,13 @@ class Question:
         """The same of some of the prefixes."""
         return dataclasses.replace(self, prefixes=self.prefixes.take(rows))
 
+    def first(self, answers: int) -> "Question":
+        """The part of it that has at most so many answers, and one at least."""
+        draws = max(1, self.count)
+        rows = torch.arange(min(len(self.prefixes.lengths), max(1, answers // draws)))
+        part = self.take(rows)
+        return dataclasses.replace(part, count=min(self.count, answers))
+
     def most(self, spec: Spec) -> Account:
         """The most that it can cost; completions without a bound count no tokens."""
         if self.kind != "draw":

@@ -18,6 +18,9 @@ Two processes with one question: the second waits until the first has its answer
 nothing. If the first ends without one, the second asks, within the budget. A question is
 waited for whole: a request that shares any of its questions with one in flight waits.
 
+A teacher that says how many answers it gets at a time (`in_flight`; endpoints do) is asked in
+such parts, each reserved and settled by itself, after the whole was found to fit.
+
 What was reserved by a process that died, or whose teacher failed, may have been paid: it
 stays counted as spent, and is shown as lost. So a run that is resumed under a budget has
 that much less to spend; without a crash, or where the budget is not reached, the resumed
@@ -64,7 +67,7 @@ from myna.teachers.ledger_blocks import (
 from myna.teachers.ledger_held import Held
 from myna.teachers.ledger_owner import mark_of, runs
 from myna.teachers.ledger_schema import COSTS, explained, open_file, transaction
-from myna.teachers.oracle import Completions, Samples, TopLaw
+from myna.teachers.oracle import Completions, Samples, TopLaw, in_flight
 from myna.teachers.prefixes import Prefixes
 
 _LONGEST_NAP = 0.2  # seconds between looks at a file in which another process's request is open
@@ -211,6 +214,10 @@ class LedgerFile:
                 return None
             most = [part.most(self.spec) for part in parts]
             self._fit(parts, most)
+            together = in_flight(self._teacher, question.kind)
+            if together is not None:
+                parts = [parts[0].first(together)]
+                most = [parts[0].most(self._teacher.spec)]
             self._charge(purpose, sum(most, Account()))
             return [(self._open(purpose, *pair), pair[0]) for pair in zip(parts, most, strict=True)]
 

@@ -28,7 +28,16 @@ from myna.teachers.draws import (
     draw_limits,
     sample_by_completing,
 )
-from myna.teachers.oracle import Completions, Laws, Samples, Stream, TopLaw, TopLaws, top_of
+from myna.teachers.oracle import (
+    Completions,
+    Laws,
+    Samples,
+    Stream,
+    TopLaw,
+    TopLaws,
+    in_flight,
+    top_of,
+)
 from myna.teachers.prefixes import Prefixes, check_prefixes
 from myna.teachers.stepped import SteppedTeacher
 
@@ -134,6 +143,10 @@ class RestrictedSamples:
     def spec(self) -> Spec:
         """S, the stop token where it is in S, the teacher's horizon."""
         return self._kept.spec
+
+    def in_flight(self, kind: str) -> int | None:
+        """The teacher's own."""
+        return in_flight(self._teacher, kind)
 
     def complete(
         self,
@@ -282,6 +295,10 @@ class RestrictedLaws:
     def spec(self) -> Spec:
         """S, the stop token where it is in S, the teacher's horizon."""
         return self._kept.spec
+
+    def in_flight(self, kind: str) -> int | None:
+        """The teacher's own."""
+        return in_flight(self._teacher, kind)
 
     @property
     def k(self) -> int:
