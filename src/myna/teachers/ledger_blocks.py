@@ -15,6 +15,7 @@ prefixes' hash as well, so no answers pass for those of other prefixes.
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterator
 from typing import Any
@@ -61,7 +62,12 @@ class Question:
         named = (request.stream, request.max_tokens, request.first_draw, request.count)
         return Question("draw", request.prefixes, 0, *named)
 
-    @property
+    @functools.cached_property
+    def keys(self) -> list[bytes]:
+        """The keys of the prefixes."""
+        return self.prefixes.keys() if self.stream is None else self.request.keys
+
+    @functools.cached_property
     def request(self) -> Request:
         """What draws are asked for."""
         assert self.stream is not None
@@ -176,9 +182,10 @@ def hashed(columns: tuple[Any, ...], keys: bytes, body: bytes) -> tuple[bytes, .
     return keys, first, body, digest(columns, body, first)
 
 
-def pack_keys(prefixes: Prefixes) -> bytes:
-    """Lengths and keys, end to end."""
-    return b"".join([prefixes.lengths.numpy().astype("<u4").tobytes(), *prefixes.keys()])
+def pack_keys(question: Question) -> bytes:
+    """Lengths and keys of the prefixes, end to end."""
+    lengths = question.prefixes.lengths.numpy().astype("<u4").tobytes()
+    return b"".join([lengths, *question.keys])
 
 
 def split_keys(blob: bytes, n: int) -> list[bytes]:

@@ -125,11 +125,11 @@ def _write(
     if len(blocks) < 2:
         return
     numbers, sources, questions, answers = zip(*blocks, strict=True)
-    keys = [key for question in questions for key in question.prefixes.keys()]  # noqa: SIM118
+    keys = [key for question in questions for key in question.keys]
     whole = dataclasses.replace(questions[0], prefixes=prefixes_of(keys))
     body = pack(_together(list(answers)), spec.num_tokens)
     parts = json.dumps([part for source in sources for part in source])
-    blobs = hashed(whole.columns, pack_keys(whole.prefixes), body)
+    blobs = hashed(whole.columns, pack_keys(whole), body)
     insert_block(connection, (*whole.columns, parts, *blobs))
     connection.executemany("DELETE FROM block WHERE id = ?", [(number,) for number in numbers])
 

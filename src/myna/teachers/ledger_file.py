@@ -277,7 +277,7 @@ class LedgerFile:
         marks = ", ".join("?" * (len(row) + 1 + len(costs)))
         number = self._connection.execute(
             f"INSERT INTO request ({names}) VALUES ({marks})",  # noqa: S608
-            (*row, pack_keys(question.prefixes), *costs),
+            (*row, pack_keys(question), *costs),
         ).lastrowid
         assert number is not None
         return number
@@ -341,7 +341,7 @@ def write_block(
 ) -> int:
     """Store one block; its number."""
     columns, sources = question.columns, json.dumps([[request, len(question.prefixes.lengths)]])
-    blobs = hashed(columns, pack_keys(question.prefixes), pack(answer, spec.num_tokens))
+    blobs = hashed(columns, pack_keys(question), pack(answer, spec.num_tokens))
     return insert_block(connection, (*columns, sources, *blobs))
 
 
@@ -356,7 +356,7 @@ def insert_block(connection: sqlite3.Connection, row: tuple[Any, ...]) -> int:
 
 def _meet(one: Question, other: Question) -> bool:
     """Whether two questions of one setting have an answer in common."""
-    if set(one.prefixes.keys()).isdisjoint(other.prefixes.keys()):
+    if set(one.keys).isdisjoint(other.keys):
         return False
     if one.kind != "draw":
         return True

@@ -83,7 +83,7 @@ class Held:
                 self._drawn.add(part.request, found)
             return
         places = self._places.setdefault(question.setting, {})
-        for row, key in enumerate(question.prefixes.keys()):
+        for row, key in enumerate(question.keys):
             places.setdefault(key, (number, row))
 
     def add(self, number: int, question: Question, answer: Answer) -> None:
@@ -97,22 +97,22 @@ class Held:
         if question.kind == "draw":
             return not bool((self._drawn.find(question.request) < 0).any())
         places = self._places.get(question.setting, {})
-        return all(key in places for key in question.prefixes.keys())  # noqa: SIM118
+        return all(key in places for key in question.keys)
 
     def lacking(self, question: Question) -> list[Question]:
         """What of a question must be asked: questions that have no answer in common."""
         if question.kind == "draw":
             return [Question.of(part) for part in self._drawn.lacking(question.request)]
         places = self._places.get(question.setting, {})
-        keys = question.prefixes.keys()
+        keys = question.keys
         rows = {key: row for row, key in enumerate(keys) if key not in places}
         return [question.take(torch.tensor(list(rows.values())))] if rows else []
 
     def lacking_of(self, question: Question, answer: Answer) -> Iterator[tuple[Question, Answer]]:
         """What of an answer is not held; nearly always the whole."""
-        place = {key: row for row, key in enumerate(question.prefixes.keys())}
+        place = {key: row for row, key in enumerate(question.keys)}
         for part in self.lacking(question):
-            rows = torch.tensor([place[key] for key in part.prefixes.keys()])  # noqa: SIM118
+            rows = torch.tensor([place[key] for key in part.keys])
             found = taken(answer, rows)
             if isinstance(found, Completions):
                 start = part.first_draw - question.first_draw
@@ -124,7 +124,7 @@ class Held:
         if question.kind == "draw":
             return self._drawn.read(question.request)
         places = self._places.get(question.setting, {})
-        found = [places[key] for key in question.prefixes.keys()]  # noqa: SIM118
+        found = [places[key] for key in question.keys]
         by_block: dict[int, list[int]] = {}
         for at, (number, _) in enumerate(found):
             by_block.setdefault(number, []).append(at)
