@@ -13,6 +13,7 @@ disk         a file system of 2 MiB that runs full: the sentence, and the ledger
 """
 
 import argparse
+import functools
 import os
 import statistics
 import subprocess
@@ -100,12 +101,12 @@ def speed() -> None:
         with tempfile.TemporaryDirectory() as name:
             file, teacher, stream = Path(name) / "ledger", Table(), Stream("learn", 0)
             timed("teacher, laws", teacher.laws)
-            timed("teacher, draws", lambda batch: teacher.complete(batch, 1, stream=stream))
+            timed("teacher, draws", functools.partial(teacher.complete, count=1, stream=stream))
             for road, given in (("memory", None), ("file", file), ("file, read back", file)):
                 with Ledger(teacher, file=given) as ledger:
                     timed(f"{road}, laws", ledger.laws("learn").laws)
                     view = ledger.samples("learn")
-                    timed(f"{road}, draws", lambda batch, view=view: view.complete(batch, 1))
+                    timed(f"{road}, draws", functools.partial(view.complete, count=1))
             size = sum(part.stat().st_size for part in Path(name).iterdir())
     median = {name: statistics.median(values) for name, values in taken.items()}
     over = {

@@ -25,7 +25,9 @@ from pathlib import Path
 
 from results import save
 
+from myna.teachers.endpoint import draw_seed
 from myna.teachers.ledger_export import export
+from myna.teachers.oracle import Stream
 from myna.teachers.uri import open_teacher
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -35,7 +37,6 @@ from server import Line, serving
 TEACHER = "zoo:hmm?states=3&symbols=4&horizon=8"
 _MYNA = "from myna.app.cli import main; print('ready', flush=True); main()"
 _OPTIONS = {"laws": [], "samples": ["--access", "samples", "--budget", "4000"]}
-# Without seeds the server's draws are new each time: only what a ledger keeps is the same.
 _CONCURRENCY = 4
 
 
@@ -54,7 +55,9 @@ class Questions(Line):
             body = json.loads(raw)
             prompts = body["prompt"]
             prompts = prompts if isinstance(prompts[0], list) else [prompts]
-            found.update((tuple(prompt), body.get("seed"), body["max_tokens"]) for prompt in prompts)
+            found.update(
+                (tuple(prompt), body.get("seed"), body["max_tokens"]) for prompt in prompts
+            )
         return found
 
 
@@ -77,7 +80,7 @@ def digest(folder: Path) -> str:
 
 
 def recorded(folder: Path) -> set[tuple[int, ...]]:
-    """Prefixes whose laws, or the number of whose draws, the file holds."""
+    """Kind, prefix, stream and draw of every answer that the file holds."""
     out = folder / "held.jsonl"
     if not (folder / "ledger").exists():
         return set()
@@ -89,9 +92,6 @@ def recorded(folder: Path) -> set[tuple[int, ...]]:
 
 def seeds_of(held: set, begin: int) -> set:
     """Recorded answers as the server is asked for them."""
-    from myna.teachers.endpoint import draw_seed  # noqa: PLC0415
-    from myna.teachers.oracle import Stream  # noqa: PLC0415
-
     return {
         (
             (begin, *prefix),
