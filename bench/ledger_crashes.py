@@ -9,6 +9,8 @@ and in the file, for each run:
     identical       the copy's file is that of the uninterrupted run, byte for byte
     asked_again     questions whose answer was on the disk when the run was killed, and which
                     the server was asked after that
+    (from samples, what was in flight counts as spent, so a run that uses up its budget may
+    have to stop earlier, with another copy)
     repeated        questions that the server was asked twice at all: those in flight
 """
 
@@ -117,7 +119,7 @@ def one(access: str, uri: str, line: Questions, begin: int, seconds: float, dice
         held = seeds_of(recorded(folder), begin)
         if kills:
             child = start(words)
-            assert child.wait() == 0
+            assert child.wait() in (0, 1)  # 1: a copy, and fresh answers contradict it
         again = len(held & {question[:2] for question in line.asked(before)})
         twice = sum(n - 1 for n in line.asked(first).values())
         same = digest(folder) == right
@@ -141,13 +143,13 @@ def main(runs: int, access: str) -> None:
         uri += f"&probe={folder / 'probe.json'}"
         child = start(arguments(access, uri, folder))
         began = time.perf_counter()
-        assert child.wait() == 0
+        assert child.wait() in (0, 1)
         seconds = time.perf_counter() - began
         right, questions = digest(folder), len(seeds_of(recorded(folder), model.begin))
         rows = []
-        for number in range(runs):
+        while sum(row["killed"] for row in rows) < runs:  # some end before their moment
             rows.append(one(access, uri, line, model.begin, seconds, dice, right))
-            print(number, rows[-1], flush=True)
+            print(len(rows), rows[-1], flush=True)
     record = {
         "teacher": TEACHER,
         "access": access,
@@ -167,7 +169,7 @@ def main(runs: int, access: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--runs", type=int, default=50, help="killed runs")
     parser.add_argument("--access", choices=list(_OPTIONS), default="laws")
     given = parser.parse_args()
     main(given.runs, given.access)
