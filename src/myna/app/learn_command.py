@@ -18,7 +18,7 @@ from myna.app import output
 from myna.app.models import generator_of
 from myna.app.options import SAMPLED_TOKENS, Access, Json, LedgerPath, Seed, TeacherName, Yes
 from myna.app.sampled_output import sampled_record, show_sampled
-from myna.app.spending import confirm_spending, provenance
+from myna.app.spending import confirm_spending, provenance, rejected
 from myna.errors import InputError
 from myna.learn.exact import learn_exact, learn_testing_stationarity
 from myna.learn.from_samples import learn_sampled
@@ -154,7 +154,7 @@ def learn(
         also = provenance(source)
         saved = save_result(found, out, teacher, settings, seed, overwrite=overwrite, also=also)
         done = found.report.check is None or found.report.check.contradicted == 0
-    _show(found, teacher, saved, as_json=as_json)
+    _show(found, teacher, saved, rejected(source), as_json=as_json)
     raise typer.Exit(0 if done else 1)
 
 
@@ -242,15 +242,22 @@ def save_result(
 
 
 def _show(
-    result: LearnResult | SampledResult, teacher: str, saved: str | None, *, as_json: bool
+    result: LearnResult | SampledResult,
+    teacher: str,
+    saved: str | None,
+    also: Mapping[str, int],
+    *,
+    as_json: bool,
 ) -> None:
-    """The report, as one JSON object or for people."""
+    """The report, as one JSON object or for people; `also` are counts that stand beside it."""
     if isinstance(result, SampledResult):
         if as_json:
-            output.print_json(sampled_record(result.report, teacher, saved))
+            output.print_json({**sampled_record(result.report, teacher, saved), **also})
         else:
             show_sampled(result.report, saved)
     elif as_json:
-        output.print_json(output.learn_record(result.report, teacher, saved))
+        output.print_json({**output.learn_record(result.report, teacher, saved), **also})
     else:
         output.show_learned(result.report, saved)
+    if also and not as_json:
+        output.out.print(*(f"{name.replace('_', ' ')}  {n:,}" for name, n in also.items()))

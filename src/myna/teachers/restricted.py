@@ -140,6 +140,11 @@ class RestrictedSamples:
         self.rejected_tokens = 0
 
     @property
+    def whole(self) -> Samples:
+        """The teacher over all its tokens."""
+        return self._teacher
+
+    @property
     def spec(self) -> Spec:
         """S, the stop token where it is in S, the teacher's horizon."""
         return self._kept.spec
@@ -290,6 +295,11 @@ class RestrictedLaws:
         """Wrap a teacher that shows its laws."""
         self._teacher = teacher
         self._kept = kept
+
+    @property
+    def whole(self) -> Samples:
+        """The teacher over all its tokens."""
+        return self._teacher
 
     @property
     def spec(self) -> Spec:
