@@ -38,7 +38,7 @@ from server import Line, serving
 
 TEACHER = "zoo:hmm?states=3&symbols=4&horizon=8"
 _MYNA = "from myna.app.cli import main; print('ready', flush=True); main()"
-_OPTIONS = {"laws": [], "samples": ["--access", "samples", "--budget", "4000"]}
+_OPTIONS = {"laws": [], "samples": ["--access", "samples", "--budget", "10000"]}
 _CONCURRENCY = 4
 
 
