@@ -1,10 +1,11 @@
 """Readers of files against files that are nearly of their format.
 
-    python bench/fuzz_files.py [INPUTS_A_FORMAT] [FIRST_SEED]
+    python bench/fuzz_files.py [INPUTS_A_FORMAT] [FIRST_SEED] [LEDGERS]
 
 Every file must come out as a model or as the one error that says what is wrong with it;
 anything else, a file that takes more than five seconds, or memory that grows, is a failure.
-The bench of the texts that endpoints send is fuzz_answers.py.
+Ledgers that are nearly ledgers are opened, verified, and (each fourth) exported, gone on with
+and compacted; an answer that comes must be the teacher's own. The bench of the texts that endpoints send is fuzz_answers.py.
 """
 
 import resource
@@ -18,9 +19,10 @@ from results import save
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import fuzz_files
+import fuzz_ledger
 
 
-def main(inputs: int = 25_000, first: int = 10_000) -> None:
+def main(inputs: int = 20_000, first: int = 10_000, ledgers: int = 5_000) -> None:
     torch.set_num_threads(1)
     counts: dict[str, dict[str, int]] = {}
     failures: list[dict] = []
@@ -42,9 +44,14 @@ def main(inputs: int = 25_000, first: int = 10_000) -> None:
                 slowest = max(slowest, time.perf_counter() - began)
                 counts[kind]["read" if done else "refused"] += 1
             print(kind, counts[kind], flush=True)
+        folder = Path(name) / "ledger"
+        folder.mkdir()
+        of_ledgers = fuzz_ledger.fuzz(folder, first, ledgers)  # raises at the first failure
+        print(of_ledgers, flush=True)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     record = {
-        "inputs": inputs * len(counts),
+        "inputs": inputs * len(counts) + ledgers,
+        "ledgers": of_ledgers,
         "seconds": time.perf_counter() - start,
         "by_kind": counts,
         "failures": failures[:50],
