@@ -13,6 +13,7 @@ from myna.learn.check import check_copy
 from myna.learn.from_samples import learn_sampled
 from myna.learn.report import Structure
 from myna.learn.sampled_report import Kind, Projection, SampledSettings
+from myna.learn.survey import Survey
 from myna.lowrank.student import Student
 from myna.teachers.copies import CopyTeacher
 from myna.teachers.ledger import Budget, Ledger
@@ -148,6 +149,24 @@ def test_a_check_that_cannot_pay_every_cut_reads_some():
     assert result.student is not None and 0 < check.prefixes < 2 * 40
     assert abs(check.kl_nats) < 4 * check.standard_error
     assert ledger.total().tokens_sent + ledger.total().tokens_received <= 60_000
+
+
+@pytest.mark.parametrize("structure", list(Structure))
+def test_tables_keep_to_what_is_left_for_them(structure, monkeypatch):
+    """Even where every pass over one table finds children to ask: 4 passes, 3 of them planned."""
+    teacher = open_teacher("zoo:hmm?states=4&symbols=4&horizon=16&concentration=0.3")
+    asker = Asker(Ledger(as_samples(teacher)).samples("learn"), 60_000, count_prompts=False)
+    plain = asker.strings(1500, None)
+    settings = SampledSettings(budget=60_000, table=0.6, plain=0.15)
+    survey = Survey(asker, plain, settings, structure)
+    fresh = iter(plain.tokens[:, :6].unique(dim=0).tolist())
+    if structure is Structure.STATIONARY:
+        more = lambda *_: [tuple(next(fresh)) for _ in range(20)]  # noqa: E731
+        monkeypatch.setattr(Survey, "_children", more)
+    survey.read(kept=16_000)
+    assert 16_000 <= asker.left < 26_000
+    survey.read()
+    assert asker.left > 4_000  # half is left for the next
 
 
 def test_cuts_left_out_are_stood_for():
