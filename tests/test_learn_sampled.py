@@ -13,6 +13,7 @@ from myna.learn.check import check_copy
 from myna.learn.from_samples import learn_sampled
 from myna.learn.report import Structure
 from myna.learn.sampled_report import Kind, Projection, SampledSettings
+from myna.learn.survey import Survey
 from myna.lowrank.student import Student
 from myna.teachers.copies import CopyTeacher
 from myna.teachers.ledger import Budget, Ledger
@@ -138,6 +139,51 @@ def test_the_check_is_unbiased_and_sees_a_wrong_copy():
     other = check_copy(asker, wrong, strings, 50_000)
     assert other.report.kl_nats > 5 * other.report.standard_error
     assert other.contradicted or other.report.kl_nats > 0.05
+
+
+def test_a_check_that_cannot_pay_every_cut_reads_some():
+    """Prompts counted over a long horizon: the last check may buy a few cuts only."""
+    uri = "zoo:hmm?states=2&symbols=2&horizon=40"
+    _, ledger, result = learned(uri, 60_000, count_prompts=True, structure=Structure.STATIONARY)
+    check = result.report.check
+    assert result.student is not None and 0 < check.prefixes < 2 * 40
+    assert abs(check.kl_nats) < 4 * check.standard_error
+    assert ledger.total().tokens_sent + ledger.total().tokens_received <= 60_000
+
+
+@pytest.mark.parametrize("structure", list(Structure))
+def test_tables_keep_to_what_is_left_for_them(structure, monkeypatch):
+    """Even where every pass over one table finds children to ask: 4 passes, 3 of them planned."""
+    teacher = open_teacher("zoo:hmm?states=4&symbols=4&horizon=16&concentration=0.3")
+    asker = Asker(Ledger(as_samples(teacher)).samples("learn"), 60_000, count_prompts=False)
+    plain = asker.strings(1500, None)
+    settings = SampledSettings(budget=60_000, table=0.6, plain=0.15)
+    survey = Survey(asker, plain, settings, structure)
+    fresh = iter(plain.tokens[:, :6].unique(dim=0).tolist())
+    if structure is Structure.STATIONARY:
+        more = lambda *_: [tuple(next(fresh)) for _ in range(20)]  # noqa: E731
+        monkeypatch.setattr(Survey, "_children", more)
+    survey.read(kept=16_000)
+    assert 16_000 <= asker.left < 26_000
+    survey.read()
+    assert asker.left > 4_000  # half is left for the next
+
+
+def test_cuts_left_out_are_stood_for():
+    teacher = open_teacher("zoo:hmm?states=2&symbols=3&horizon=30&concentration=0.5")
+    wrong = open_teacher("zoo:hmm?states=2&symbols=3&horizon=30&concentration=0.5&seed=5")
+    strings = teacher.sample(400, torch.Generator().manual_seed(0))
+    reports = []
+    for purse in (2 * 16 * 30, 2 * 16 * 30 - 1, 2 * 16 * 5, 1_000_000):
+        asker = Asker(Ledger(teacher).samples("check"), purse, count_prompts=False)
+        reports.append(check_copy(asker, wrong, strings, purse).report)
+        assert asker.spent <= purse
+    assert [report.prefixes for report in reports[:3]] == pytest.approx([60, 30, 10], abs=8)
+    full = reports[-1]
+    assert full.kl_nats > 1
+    for report in reports[:3]:
+        off = abs(report.kl_nats - full.kl_nats)
+        assert off < 4 * report.standard_error + 0.2 * full.kl_nats
 
 
 def test_answers_are_kept_once_with_their_counts():

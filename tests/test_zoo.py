@@ -93,7 +93,7 @@ def test_models_are_their_seeds():
         ("zoo:parity?bits=many", "bits must be a whole number of at least 1"),
         ("zoo:parity?bits=0", "bits must be a whole number of at least 1"),
         ("zoo:parity?noise=0.7", "at most 0.5, got '0.7'"),
-        ("zoo:parity?bits=4&bits=5", "repeats one"),
+        ("zoo:parity?bits=4&bits=5", "has one twice"),
         ("zoo:hmm?varying=maybe", "true or false"),
         ("zoo:logit2?length=8", "odd length"),
         ("hmm:file.npz", "horizon=N"),

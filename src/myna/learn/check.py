@@ -46,16 +46,20 @@ def check_copy(
 ) -> Check:
     """Draw next tokens after prefixes of fresh strings, up to a purse, at every cut.
 
+    Where the asker cannot pay for every cut, each s-th stands for s of them.
+
     first: the string to begin with, so that a later check reads others
 
     Raises:
-        BudgetExhausted: where the asker's purse does not hold the least number of prefixes.
+        BudgetExhausted: where not even the first cut can be paid.
     """
     longest = int(strings.lengths.max())
     each = max(LEAST_PREFIXES, purse // price_of_one(asker, longest))
+    cuts = _affordable(asker, longest)
+    share = longest / len(cuts)
     sums, variance, prefixes = 0.0, 0.0, 0
     found: list[tuple[float, History]] = []
-    for t in range(longest):
+    for t in cuts:
         alive = strings.tokens[strings.lengths > t]
         rows = alive.roll(-first, 0)[:each, :t]
         reach = len(rows) / max(1, min(each, len(strings.lengths)))
@@ -68,11 +72,11 @@ def check_copy(
         draws, weight = counts.sum(1), counts.sum(1) / counts.sum()
         chi = (counts * (counts - 1) / law).sum(1) / (draws * (draws - 1)) - 1
         mean = float(weight @ chi)
-        sums += reach * mean / 2
+        sums += share * reach * mean / 2
         # of prefixes, and never below that of draws alone where the copy is right
         spread = (chi - mean).square() * len(chi) / max(1, len(chi) - 1)
         null = 2 * (law.shape[1] - 1) / (draws * (draws - 1))
-        variance += (reach / 2) ** 2 * float(weight.square() @ torch.maximum(spread, null))
+        variance += (share * reach / 2) ** 2 * float(weight.square() @ torch.maximum(spread, null))
         prefixes += len(histories)
         excess, deviation = pearson_excess(counts, law)
         far = excess / deviation.sqrt()
@@ -89,6 +93,15 @@ def check_copy(
 def price_of_one(asker: Asker, longest: int) -> int:
     """Tokens of the budget's kind that one prefix at every cut costs."""
     return DRAWS * sum(asker.price(t, 1) for t in range(longest))
+
+
+def _affordable(asker: Asker, longest: int) -> range:
+    """Evenly spread cuts, as many as the least number of prefixes can be paid at."""
+    for stride in range(1, longest):
+        cuts = range(0, longest, stride)
+        if LEAST_PREFIXES * DRAWS * sum(asker.price(t, 1) for t in cuts) <= asker.left:
+            return cuts
+    return range(1)
 
 
 def _drawn(

@@ -202,7 +202,7 @@ class _Run:
         refined = None
         for _ in range(settings.max_rounds):
             try:
-                refined = self._round(most_tokens=exploring)
+                refined = self._round(most_tokens=exploring, kept=_KEPT_BACK)
             except BudgetExhausted:
                 if refined is None:
                     raise
@@ -258,10 +258,12 @@ class _Run:
         found, _ = refine_hmm(model, evidence, states, settings, self.generator)
         return found
 
-    def _round(self, survey: Survey | None = None, most_tokens: int | None = None) -> Refined:
+    def _round(
+        self, survey: Survey | None = None, most_tokens: int | None = None, kept: float = 0.0
+    ) -> Refined:
         survey = survey or self.survey
         self._tell("survey", survey)
-        survey.read()
+        survey.read(int(kept * self.settings.budget))
         self._tell("refine", survey)
         return self._refined(survey, most_tokens)
 

@@ -85,8 +85,10 @@ class Survey:
         """What was read last, one a stored cut."""
         return self._bases
 
-    def read(self) -> None:
+    def read(self, kept: int = 0) -> None:
         """Ask what the tables lack, then find ranks, bases and coefficients.
+
+        kept: tokens that are left for later readings
 
         Raises:
             BudgetExhausted: where that does not fit; the bases stay what they were.
@@ -95,8 +97,11 @@ class Survey:
         share = 1.0 if not self.rounds else 0.3
         words = self._settings.words * self._settings.budget / 2 if self.rounds else 0.0
         reserve = 0.5 if self.rounds else 1.0
-        purse = min(share * purse, reserve * max(0, self._asker.left))
-        words = min(words, 0.5 * max(0, self._asker.left))
+        left = max(0, self._asker.left - kept)
+        if self.stationary:
+            left *= _PASSES / (_PASSES + 1)  # one pass more, for the children of the last basis
+        purse = min(share * purse, reserve * left)
+        words = min(words, 0.5 * left)
         self._bases = (
             [self._read_one(purse, words)] if self.stationary else self._read_cuts(purse, words)
         )
