@@ -16,7 +16,7 @@ from fake_model import FakeModel, Fault
 from server import Line, serving
 
 from myna.app.probe_command import probe_command
-from myna.app.spending import confirm_spending
+from myna.app.spending import confirm_spending, provenance, rejected
 from myna.errors import InputError, TeacherError
 from myna.learn.exact import learn_exact
 from myna.learn.report import ExactSettings
@@ -271,6 +271,27 @@ def test_money_is_not_spent_without_a_word(capsys):
         assert "this can cost up to 200.00" in capsys.readouterr().err
         free = open_endpoint("fake", {"base_url": url})
         confirm_spending(free, queries=None, generated=0, yes=False)
+
+
+def test_the_spending_question_sees_through_a_sub_alphabet(capsys):
+    for faults, message in ((set(), "up to"), ({Fault.LOGPROBS_IGNORED}, "nothing bounds")):
+        with serving(FakeModel(HMM, faults)) as url:
+            uri = f"openai:fake?base_url={url}&price_sent=10&only=%230,%231"
+            with pytest.raises(InputError, match=message):
+                confirm_spending(open_teacher(uri), queries=10**6, generated=10**6, yes=False)
+            kept = open_teacher(f"{uri}&max_money=0.5")
+            confirm_spending(kept, queries=10**6, generated=10**6, yes=False)
+            assert "max_money=0.5 is kept" in capsys.readouterr().err
+            assert "probe" in provenance(kept)
+
+
+def test_tokens_thrown_away_are_told():
+    with serving(FakeModel(HMM, {Fault.LOGPROBS_IGNORED})) as url:
+        teacher = open_teacher(f"openai:fake?base_url={url}&only=%230,%231")
+        assert rejected(teacher) == {}
+        teacher.complete(Prefixes.of([[]]), 20, stream=STREAM)
+        assert rejected(teacher)["rejected_tokens"] == provenance(teacher)["rejected_tokens"] > 0
+    assert rejected(HMM) == {}
 
 
 def test_probe_command_refuses_what_is_no_endpoint():

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from server import LINE_FAULTS, Line, serving
 
-from myna.errors import TeacherError
+from myna.errors import BudgetExhausted, InputError, TeacherError
 from myna.teachers.api_answers import read_completions
 from myna.teachers.asker import Asker, Question, Style
+from myna.teachers.endpoint_purse import Size
 from myna.teachers.endpoint_settings import Endpoint, Vocabulary
 from myna.teachers.transport import Pace, Refused, Traffic, Transport, _seconds
 from myna.teachers.uri import open_teacher
@@ -179,5 +180,54 @@ def test_the_answer_is_what_was_read():
     with serving(FakeModel(HMM)) as url:
         good = asker(url)
         body = good.body(questions(1)[0], STYLE)
-        answer = good.transport.ask("/completions", body, 1, lambda t: read_completions(t, 1))
+        answer = good.transport.ask(
+            "/completions", body, Size(1, 1), lambda t: read_completions(t, 1)
+        )
     assert answer.model == "fake" and answer.sent == 3 and answer.received == 3
+
+
+PRICES = {"price_sent": 1e6, "price_received": 1e6}  # one unit of money a token
+
+
+def test_requests_are_never_more_than_the_limit():
+    line = Line(rate=0.3, faults=("busy", "broken"), seed=5)
+    with serving(FakeModel(HMM), line) as url:
+        limited = asker(url, max_requests=30, concurrency=8)
+        with pytest.raises(BudgetExhausted, match="max_requests=30"):
+            limited.ask_all(questions(40), STYLE)
+        assert limited.transport.traffic.tries == line.requests == 30
+        # what came before the limit is kept: nothing is sent for it again
+        assert limited.ask_all(questions(1), STYLE) == asker(url).ask_all(questions(1), STYLE)
+        assert limited.transport.traffic.tries == 30
+
+
+@pytest.mark.parametrize("most", [25.0, 60.0, 1000.0])
+def test_money_is_reserved_before_it_is_spent(most):
+    """A question of two prefix tokens, one to begin and three received costs 6 at most."""
+    with serving(FakeModel(HMM)) as url:
+        limited = asker(url, max_money=most, concurrency=8, **PRICES)
+        asked = questions(20)
+        if most >= 6 * len(asked):
+            limited.ask_all(asked, STYLE)
+            assert limited.transport.purse.money == pytest.approx(limited.spent) == 6 * len(asked)
+            return
+        with pytest.raises(BudgetExhausted, match="max_money"):
+            limited.ask_all(asked, STYLE)
+        assert most - 6 < limited.transport.purse.money <= most
+        assert limited.transport.traffic.tries == most // 6
+
+
+def test_what_a_server_refuses_costs_nothing_and_what_is_lost_stays_reserved():
+    for faults, each in ((("busy",), 0), (("drop",), 6)):
+        with serving(FakeModel(HMM), Line(rate=1.0, faults=faults)) as url:
+            bad = asker(url, retries=2, max_money=1000.0, **PRICES)
+            with pytest.raises(TeacherError, match="gave no answer"):
+                bad.ask_all(questions(1), STYLE)
+            assert bad.transport.purse.money == pytest.approx(3 * each)
+
+
+def test_limits_need_sense():
+    with pytest.raises(InputError, match="max_money needs prices"):
+        Endpoint("m", "http://127.0.0.1:1/v1", max_money=1.0)
+    with pytest.raises(InputError, match="max_requests must be at least 0"):
+        Endpoint("m", "http://127.0.0.1:1/v1", max_requests=-1)

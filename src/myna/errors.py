@@ -4,7 +4,8 @@
     ├── InputError         what the caller gave: a URI, a file, a parameter, a prefix
     │   └── FormatError    a file or a saved student that does not read as declared
     ├── TeacherError       what a teacher answered: no probability law, or no completion
-    └── BudgetExhausted    the next request would exceed the budget; nothing was asked
+    ├── BudgetExhausted    the next request would exceed the budget; nothing was asked
+    └── LedgerError        a ledger file that cannot be written or read further; what it holds stays
 
 Every message is one sentence: what was wanted, what came, what to do.
 """
@@ -28,3 +29,7 @@ class TeacherError(MynaError):
 
 class BudgetExhausted(MynaError):
     """The next request would exceed the budget, so it was not asked."""
+
+
+class LedgerError(MynaError):
+    """A ledger's file cannot be written or read further; what was written to it stays."""

@@ -16,13 +16,14 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from myna.app import output
+from myna.app import ledger_command, output
 from myna.app.learn_command import learn, learned, save_result
 from myna.app.models import describe, generator_of, open_model, open_saved, read_strings
 from myna.app.options import (
     SAMPLED_TOKENS,
     Access,
     Json,
+    LedgerPath,
     MaxTokens,
     ModelName,
     Seed,
@@ -62,6 +63,7 @@ def working(what: str) -> Iterator[None]:
 
 app.command()(learn)
 app.command("probe")(probe_command)
+app.add_typer(ledger_command.app, name="ledger")
 
 
 @app.command("certify")
@@ -91,6 +93,7 @@ def certify_command(
             f"({SAMPLED_TOKENS:,} unless said).",
         ),
     ] = None,
+    ledger_file: LedgerPath = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -101,7 +104,9 @@ def certify_command(
     shared = {"confidence": confidence, "max_tokens": max_tokens}
     if access is Access.LAWS:
         confirm_spending(source, queries=budget, generated=0, yes=yes)
-        found = certified(Ledger(source, Budget(queries=budget), seed), model, **shared, **given)
+        limit = Budget(queries=budget)
+        with Ledger(source, limit, seed, file=ledger_file, job="certify") as ledger:
+            found = certified(ledger, model, **shared, **given)
     elif given:
         raise InputError(
             f"--{next(iter(given))} belongs to certificates from laws, and --access samples was "
@@ -110,8 +115,11 @@ def certify_command(
     else:
         tokens = SAMPLED_TOKENS if budget is None else budget
         confirm_spending(source, queries=0, generated=tokens, yes=yes)
-        ledger = Ledger(as_samples(source), Budget(tokens=tokens), seed)
-        with working("comparing on fresh completions"):
+        limit = Budget(tokens=tokens)
+        with (
+            Ledger(as_samples(source), limit, seed, file=ledger_file, job="certify") as ledger,
+            working("comparing on fresh completions"),
+        ):
             found = certify_from_samples(
                 ledger.samples("certify"),
                 model,

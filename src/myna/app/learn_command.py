@@ -16,9 +16,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from myna import __version__
 from myna.app import output
 from myna.app.models import generator_of
-from myna.app.options import SAMPLED_TOKENS, Access, Json, Seed, TeacherName, Yes
+from myna.app.options import SAMPLED_TOKENS, Access, Json, LedgerPath, Seed, TeacherName, Yes
 from myna.app.sampled_output import sampled_record, show_sampled
-from myna.app.spending import confirm_spending, provenance
+from myna.app.spending import confirm_spending, provenance, rejected
 from myna.errors import InputError
 from myna.learn.exact import learn_exact, learn_testing_stationarity
 from myna.learn.from_samples import learn_sampled
@@ -110,6 +110,7 @@ def learn(
             min=1, help="Without a horizon, cut strings at this length (laws: 1000, samples: 100)."
         ),
     ] = None,
+    ledger_file: LedgerPath = None,
     seed: Seed = 0,
     yes: Yes = False,
     overwrite: Annotated[bool, typer.Option(help="Replace a saved copy.")] = False,
@@ -130,8 +131,8 @@ def learn(
         )
         source = open_teacher(teacher)
         confirm_spending(source, queries=budget, generated=0, yes=yes)
-        ledger = Ledger(source, Budget(queries=budget), seed)
-        found = learned(ledger, exact, seed, testing=form is Form.TEST)
+        with Ledger(source, Budget(queries=budget), seed, file=ledger_file, job="learn") as ledger:
+            found = learned(ledger, exact, seed, testing=form is Form.TEST)
         also = provenance(source)
         saved = save_result(found, out, teacher, exact, seed, overwrite=overwrite, also=also)
         done = found.report.outcome is Outcome.VERIFIED
@@ -149,11 +150,11 @@ def learn(
         )
         source = open_teacher(teacher)
         confirm_spending(source, queries=0, generated=settings.budget, yes=yes)
-        found = learned_from_samples(source, settings, seed)
+        found = learned_from_samples(source, settings, seed, ledger_file)
         also = provenance(source)
         saved = save_result(found, out, teacher, settings, seed, overwrite=overwrite, also=also)
         done = found.report.check is None or found.report.check.contradicted == 0
-    _show(found, teacher, saved, as_json=as_json)
+    _show(found, teacher, saved, rejected(source), as_json=as_json)
     raise typer.Exit(0 if done else 1)
 
 
@@ -197,12 +198,16 @@ def learned(
         )
 
 
-def learned_from_samples(teacher: Samples, settings: SampledSettings, seed: int) -> SampledResult:
+def learned_from_samples(
+    teacher: Samples, settings: SampledSettings, seed: int, file: Path | None = None
+) -> SampledResult:
     """Run the learner from samples under a progress line, the budget a hard wall."""
     budget = settings.budget
     wall = Budget(tokens=budget) if settings.count_prompts else Budget(sampled_tokens=budget)
-    ledger = Ledger(as_samples(teacher), wall, seed)
-    with learning_progress() as tell:
+    with (
+        Ledger(as_samples(teacher), wall, seed, file=file, job="learn") as ledger,
+        learning_progress() as tell,
+    ):
         return learn_sampled(
             ledger,
             settings,
@@ -237,15 +242,22 @@ def save_result(
 
 
 def _show(
-    result: LearnResult | SampledResult, teacher: str, saved: str | None, *, as_json: bool
+    result: LearnResult | SampledResult,
+    teacher: str,
+    saved: str | None,
+    also: Mapping[str, int],
+    *,
+    as_json: bool,
 ) -> None:
-    """The report, as one JSON object or for people."""
+    """The report, as one JSON object or for people; `also` are counts that stand beside it."""
     if isinstance(result, SampledResult):
         if as_json:
-            output.print_json(sampled_record(result.report, teacher, saved))
+            output.print_json({**sampled_record(result.report, teacher, saved), **also})
         else:
             show_sampled(result.report, saved)
     elif as_json:
-        output.print_json(output.learn_record(result.report, teacher, saved))
+        output.print_json({**output.learn_record(result.report, teacher, saved), **also})
     else:
         output.show_learned(result.report, saved)
+    if also and not as_json:
+        output.out.print(*(f"{name.replace('_', ' ')}  {n:,}" for name, n in also.items()))

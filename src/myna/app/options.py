@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,10 +16,18 @@ TeacherName = Annotated[
     typer.Argument(
         metavar="TEACHER",
         help="zoo:NAME?.., pautomac:FILE, hmmer3:FILE, hmm:FILE?horizon=N, student:FOLDER, "
-        "hf:FOLDER, rnn:FOLDER, openai:MODEL?base_url=http://..",
+        "hf:FOLDER, rnn:FOLDER, replay:LEDGER, openai:MODEL?base_url=http://..",
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Endpoints: spend without asking first.")]
+LedgerPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--ledger",
+        help="Keep every answer and what it cost in this file: what it holds is not asked again, "
+        "and --budget limits all that this command has spent in it.",
+    ),
+]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A saved copy, or a teacher.")]
 
 

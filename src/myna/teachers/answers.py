@@ -19,7 +19,7 @@ from myna.errors import TeacherError
 from myna.spec import Spec
 from myna.teachers.drawn import Request
 from myna.teachers.draws import NO_LIMIT
-from myna.teachers.oracle import Completions
+from myna.teachers.oracle import Completions, TopLaw
 from myna.teachers.prefixes import Prefixes
 
 _SHOWN = 12  # tokens of a faulty completion that a message lists
@@ -40,6 +40,55 @@ def check_law(prefixes: Prefixes, laws: Float[Tensor, "batch token"]) -> None:
             f"a next-token law must sum to 1, but after prefix {prefixes.rows()[row]} the "
             f"teacher's has {came}; check the teacher (are these natural-log probabilities?)"
         )
+
+
+def checked_top(spec: Spec, prefixes: Prefixes, k: int, answer: TopLaw) -> TopLaw:
+    """The answer on the CPU in int64 and float64, where it is one.
+
+    Raises:
+        TeacherError: naming what came.
+    """
+    tokens, log_probs, log_rest = answer
+    shapes = tuple(tokens.shape), tuple(log_probs.shape), tuple(log_rest.shape)
+    n = len(prefixes.lengths)
+    if shapes != ((n, k), (n, k), (n,)):
+        raise TeacherError(
+            f"the {k} most likely tokens after {n} prefixes were asked and the teacher's answer "
+            f"has the shapes {shapes}; check the teacher"
+        )
+    found = TopLaw(
+        tokens.to("cpu", torch.int64),
+        log_probs.to("cpu", torch.float64),
+        log_rest.to("cpu", torch.float64),
+    )
+    check_law(prefixes, torch.cat([found.log_probs, found.log_rest[:, None]], 1))
+    ordered = found.tokens.sort(1).values
+    bad = ((ordered < 0) | (ordered >= spec.num_tokens)).any(1)
+    bad |= (ordered[:, 1:] == ordered[:, :-1]).any(1)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise TeacherError(
+            f"a top law names different tokens in 0..{spec.num_tokens - 1}, but after prefix "
+            f"{prefixes.rows()[row]} the teacher's has {_shown(found.tokens[row])}; check the teacher"
+        )
+    return found
+
+
+def checked_law(spec: Spec, prefixes: Prefixes, answer: Tensor) -> Float[Tensor, "batch token"]:
+    """The answer on the CPU in float64, where it is one law a prefix.
+
+    Raises:
+        TeacherError: naming what came.
+    """
+    wanted = (len(prefixes.lengths), spec.num_tokens)
+    if tuple(answer.shape) != wanted:
+        raise TeacherError(
+            f"{wanted[0]} laws of {wanted[1]} tokens were asked and the teacher's answer has the "
+            f"shape {tuple(answer.shape)}; check the teacher"
+        )
+    found = answer.to("cpu", torch.float64)
+    check_law(prefixes, found)
+    return found
 
 
 def checked_completions(spec: Spec, request: Request, answer: Completions) -> Completions:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from myna.errors import InputError
 from myna.teachers.api_answers import Answer, Choice, read_chat, read_completions
+from myna.teachers.endpoint_purse import Size
 from myna.teachers.endpoint_settings import Endpoint, Vocabulary
 from myna.teachers.transport import Transport
 
@@ -143,12 +144,15 @@ class Asker:
         found: dict[int, Answer] = {}
         for expected, places in by_choices.items():
             bodies = [self.body(questions[i], style) for i in places]
-            most = max(tokens_of(questions[i], self.vocabulary) for i in places)
-            got = self.transport.ask_all(path, bodies, most, lambda text, n=expected: read(text, n))
-            found.update(zip(places, got, strict=True))
-        for i, answer in found.items():
-            billed = None if answer.sent is None else answer.sent + (answer.received or 0)
-            self.spent += tokens_of(questions[i], self.vocabulary) if billed is None else billed
+            sizes = [size_of(questions[i], self.vocabulary) for i in places]
+            got = self.transport.ask_all(
+                path, bodies, sizes, lambda text, n=expected: read(text, n)
+            )
+            for i, most, answer in zip(places, sizes, got, strict=True):
+                found[i] = answer
+                used = most if answer.sent is None else Size(answer.sent, answer.received or 0)
+                self.transport.purse.settle(most, used)
+                self.spent += used.tokens
         return [found[i] for i in range(len(questions))]
 
     def body(self, question: Question, style: Style) -> dict[str, Any]:
@@ -268,8 +272,8 @@ def _parts(question: Question, batch: int, many: bool) -> list[tuple[int, Questi
     ]
 
 
-def tokens_of(question: Question, vocabulary: Vocabulary) -> int:
-    """The most tokens that a question can cost, sent and received."""
+def size_of(question: Question, vocabulary: Vocabulary) -> Size:
+    """The most tokens that a question can cost."""
     begin = len(vocabulary.begin)
     sent = sum(begin + len(row) for row in question.rows)
-    return sent + len(question.rows) * question.count * question.max_tokens
+    return Size(sent, len(question.rows) * question.count * question.max_tokens)

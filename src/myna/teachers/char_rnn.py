@@ -14,7 +14,6 @@ otherwise. There is no stop, and the horizon is the caller's. The float32 weight
 in float64, so that laws do not depend on the batch beyond 1e-13.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +26,7 @@ from torch import Tensor
 from myna.errors import FormatError, InputError
 from myna.lowrank.student import State, StepInfo
 from myna.spec import Spec, fingerprint
+from myna.teachers.files import check_plain, read_json
 from myna.teachers.stepped import SteppedTeacher
 from myna.teachers.token_names import visible_names
 
@@ -134,9 +134,9 @@ def read_rnn(folder: Path, horizon: int | None = None, begin: str | None = None)
 def _characters(path: Path) -> list[str]:
     """Characters by number, from {"0": "e", "1": "t", ...}."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         characters = [found[str(i)] for i in range(len(found))]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise FormatError(
             f'{path} must map "0", "1", ... to characters, and does not: {error}'
         ) from error
@@ -146,6 +146,7 @@ def _characters(path: Path) -> list[str]:
 
 
 def _weights(path: Path, size: int) -> LstmWeights:
+    check_plain(path)
     try:
         found = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:

@@ -33,6 +33,7 @@ from myna.lowrank.projected import ProjectedModel, describe_regions, read_region
 from myna.lowrank.step import Step
 from myna.lowrank.student import State, StepInfo, Strings, Student
 from myna.spec import Spec
+from myna.teachers.files import check_plain, read_json
 from myna.teachers.stepped import SteppedTeacher
 
 FORMAT = "myna low-rank model"
@@ -199,6 +200,7 @@ def load_copy(folder: Path) -> SavedCopy:
     text = _read_text(folder)
     try:
         spec = Spec(**(text["spec"] | {"alphabet": tuple(text["spec"]["alphabet"])}))
+        check_plain(folder / _TENSORS)
         tensors = safetensors.torch.load_file(folder / _TENSORS)
         for name, tensor in tensors.items():
             if not bool(torch.isfinite(tensor).all()):
@@ -242,12 +244,9 @@ def _assembled(
 def _read_text(folder: Path) -> dict[str, Any]:
     """The JSON part, with format and version checked."""
     path = folder / _TEXT
-    try:
-        text = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FormatError(f"{folder} is no saved copy: {path} {error.strerror}") from error
-    except ValueError as error:
-        raise FormatError(f"{path} does not read as JSON: {error}") from error
+    if not path.exists():
+        raise FormatError(f"{folder} is no saved copy: there is no {path}")
+    text = read_json(path)
     if not isinstance(text, dict) or text.get("format") != FORMAT:
         raise FormatError(f"{path} is not a {FORMAT!r}; give a folder that `myna learn` wrote")
     if text.get("version") not in (1, VERSION):

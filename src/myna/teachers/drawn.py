@@ -13,6 +13,7 @@ A place is an index into ragged storage: all tokens end to end, and where each d
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -72,6 +73,11 @@ class Request:
                 f"draws are numbered below 2**{_INDEX_BITS}, and {self.count} were asked from "
                 f"{self.first_draw}; use another stream"
             )
+
+    @functools.cached_property
+    def keys(self) -> list[bytes]:
+        """The keys of the prefixes."""
+        return self.prefixes.keys()
 
     @property
     def completions(self) -> int:
@@ -173,7 +179,9 @@ class Drawn:
     def _first_names(self, request: Request) -> Int[Tensor, " batch"]:
         """The name of each prefix's first wanted draw; new prefixes are numbered."""
         numbers = self._numbers
-        found = [numbers.setdefault(key, len(numbers)) for key in request.prefixes.keys()]  # noqa: SIM118
+        found = list(map(numbers.get, request.keys))
+        if None in found:
+            found = [numbers.setdefault(key, len(numbers)) for key in request.keys]
         return (torch.tensor(found, dtype=torch.int64) << _INDEX_BITS) + request.first_draw
 
     def find(self, request: Request) -> Int[Tensor, "batch draw"]:
@@ -190,6 +198,7 @@ class Drawn:
         row = torch.empty_like(distinct)
         row[copies] = torch.arange(len(copies))  # any one of the rows with this prefix
         some = dataclasses.replace(request, prefixes=request.prefixes.take(row))
+        names = distinct[:, None] + torch.arange(request.count)
         return [
             dataclasses.replace(
                 some,
@@ -197,7 +206,7 @@ class Drawn:
                 count=stop - start,
                 first_draw=request.first_draw + start,
             )
-            for start, stop, which in _runs(self.find(some) < 0)
+            for start, stop, which in _runs(self._shelf(some).find(names) < 0)
         ]
 
     def add(self, asked: Request, answer: Completions) -> None:
@@ -213,6 +222,11 @@ def _runs(
     missing: Bool[Tensor, "prefix draw"],
 ) -> Iterator[tuple[int, int, Int[Tensor, " which"]]]:
     """The runs start <= draw < stop of True, and the prefixes that have each."""
+    if not bool(missing.any()):
+        return
+    if bool(missing.all()):  # nothing was asked before: the most common case by far
+        yield 0, missing.shape[1], torch.arange(len(missing))
+        return
     steps = torch.nn.functional.pad(missing.to(torch.int8), (1, 1)).diff(dim=1)
     # Row by row, so the n-th start and the n-th stop belong together.
     prefix, start = (steps == 1).nonzero(as_tuple=True)

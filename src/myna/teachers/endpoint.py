@@ -91,6 +91,15 @@ class EndpointSamples:
         """Alphabet, stop token, horizon and fingerprint."""
         return self._spec
 
+    def in_flight(self, kind: str) -> int:
+        """How many answers of a kind ("law", "top", "draw") are on their way together."""
+        endpoint = self._asker.endpoint
+        if kind == "draw":
+            each = _MOST_CHOICES if self._style.many and not self._addressed else 1
+        else:
+            each = 1 if endpoint.chat else self._style.batch
+        return endpoint.concurrency * each
+
     @property
     def asker(self) -> Asker:
         """How the server is asked, and what that took (`asker.transport.traffic`)."""
@@ -274,6 +283,11 @@ class EndpointLaws(EndpointTopLaws):
 
 class EndpointScores(EndpointLaws):
     """An endpoint that scores prompts: a law costs one prompt a token of the alphabet."""
+
+    def in_flight(self, kind: str) -> int:
+        """How many answers of a kind are on their way together."""
+        prompts = 1 if kind == "draw" else self._spec.num_tokens
+        return max(1, super().in_flight(kind) // prompts)
 
     def score(self, strings: Strings) -> Float[Tensor, " batch"]:
         """Log P(x) in nats, one a sequence, from the prompt's log-probabilities."""

@@ -19,6 +19,7 @@ from myna.teachers.endpoint import (
     EndpointTopLaws,
     spec_of,
 )
+from myna.teachers.endpoint_purse import Size
 from myna.teachers.endpoint_settings import endpoint_of, read_parameters, vocabulary_of
 from myna.teachers.probe import probe
 from myna.teachers.probe_record import Access, Profile, profile_of
@@ -50,7 +51,7 @@ def asker_of(name: str, parameters: dict[str, str]) -> Asker:
     endpoint = endpoint_of(name, found)
     transport = Transport(endpoint)
     try:
-        listed = transport.ask("/models", None, 0, read_models)
+        listed = transport.ask("/models", None, Size(), read_models)
     except Refused:  # not every server lists its models
         listed = []
     entry = next((entry for entry in listed if entry["id"] == name), {})

@@ -42,6 +42,8 @@ PARAMETERS = {
     "tokens_per_minute": int,
     "price_sent": float,
     "price_received": float,
+    "max_requests": int,
+    "max_money": float,
     "draws": str,
     "probe": str,
 }
@@ -62,6 +64,7 @@ class Endpoint:
     backoff: seconds, the mean wait before the second of these; it doubles up to a minute
     tokens_per_minute: most tokens sent plus received, or None
     price_sent, price_received: money for a million tokens, or None
+    max_requests, max_money: limits on what one opening sends; see endpoint_purse
     addressed: whether draws must be functions of (prefix, stream, index); None: where possible
     """
 
@@ -78,6 +81,8 @@ class Endpoint:
     tokens_per_minute: int | None = None
     price_sent: float | None = None
     price_received: float | None = None
+    max_requests: int | None = None
+    max_money: float | None = None
     addressed: bool | None = None
 
     def __post_init__(self) -> None:
@@ -98,10 +103,16 @@ class Endpoint:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name} must be above 0, got {value}")
-        for name in ("retries", "price_sent", "price_received", "backoff"):
+        limits = ("max_requests", "max_money")
+        for name in ("retries", "price_sent", "price_received", "backoff", *limits):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise InputError(f"{name} must be at least 0, got {value}")
+        if self.max_money is not None and (self.price_sent, self.price_received) == (None, None):
+            raise InputError(
+                "max_money needs prices: add price_sent= and price_received=, money for a million "
+                "tokens"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +189,8 @@ def endpoint_of(model: str, found: dict[str, Any]) -> Endpoint:
         "tokens_per_minute",
         "price_sent",
         "price_received",
+        "max_requests",
+        "max_money",
     )
     draws = found.get("draws")
     return Endpoint(

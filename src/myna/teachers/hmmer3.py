@@ -19,6 +19,7 @@ are -ln p with five decimals; each row is divided by its sum so that laws sum to
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import torch
@@ -27,8 +28,8 @@ from torch import Tensor
 
 from myna.errors import FormatError
 from myna.lowrank.student import Strings, strings
+from myna.teachers.files import check_table, read_text
 from myna.teachers.hmm import Hmm
-from myna.teachers.pautomac import read_lines
 
 _ROUNDING = 1e-3  # five decimals of -ln p, summed over a row
 
@@ -55,7 +56,7 @@ class _Reader:
 
     def __init__(self, path: Path):
         self.path = path
-        self.lines = read_lines(path)
+        self.lines = read_text(path).splitlines()
         self.at = 0
 
     def fail(self, wanted: str) -> FormatError:
@@ -73,7 +74,9 @@ class _Reader:
             raise self.fail(f"{count} numbers of {field}")
         try:
             values = [0.0 if w == "*" else math.exp(-float(w)) for w in words[:count]]
-        except ValueError as error:
+            if any(math.isnan(value) for value in values):
+                raise ValueError("not a number")
+        except (ValueError, OverflowError) as error:
             raise self.fail(f"numbers or '*' in {field}") from error
         self.at += 1
         return values
@@ -96,11 +99,12 @@ def read_profile_numbers(path: Path) -> Profile:
     if reader.at >= len(reader.lines):
         raise reader.fail("the line 'HMM' with the alphabet")
     alphabet = "".join(reader.lines[reader.at].split()[1:])
-    if not header.get("LENG", "").isdigit() or int(header["LENG"]) < 1:
+    if not re.fullmatch("0*[1-9][0-9]{0,8}", header.get("LENG", "")):
         raise FormatError(
             f"{path}: wanted the length in a line 'LENG n', got {header.get('LENG')!r}"
         )
     length, letters = int(header["LENG"]), len(alphabet)
+    check_table(path, "moves between states", 2 * length + 2, 2 * length + 2)
     reader.at += 2
     if reader.at < len(reader.lines) and reader.lines[reader.at].split()[:1] == ["COMPO"]:
         reader.at += 1
@@ -213,7 +217,7 @@ def read_fasta(path: Path, alphabet: tuple[str, ...]) -> Strings:
     place = {letter: token for token, letter in enumerate(alphabet)}
     names: list[str] = []
     rows: list[list[int]] = []
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if line.startswith(">"):
             names.append(line[1:].strip())
             rows.append([])

@@ -1,23 +1,27 @@
 """The ledger: every question to a teacher passes here, is counted, and is kept.
 
-    next-token query   one distinct prefix whose law was asked (whole or top-k)
-    completion         one draw of one prefix under one stream
-    tokens sent        lengths of the prefixes that reached the teacher, added up
-    tokens received    lengths of the completions that came back
-    cache hit          a question that an earlier answer settled; it costs nothing
-
 A budget is reserved before the teacher is asked, so it is never exceeded: a request
 that does not fit raises BudgetExhausted and nothing of it is asked. Completions reserve
 the most that they can cost and are charged what they did cost. An answer that is no
 answer to its request is a TeacherError: nothing of it is kept or counted as received,
-and the question stays charged. This ledger lives in memory and ends with the process.
+and the question stays charged. See `account` for what is counted.
+
+Without a file a ledger ends with the process. With one (see `ledger_file`), answers and
+spending are kept there, and shared by all processes that open it. Then there are two
+counts. A ledger's own account says what its run has used: an answer that the file already
+held is counted as if it had been asked, the first time that this run wants it, so a
+learner that is run again sees the same numbers and does the same. The file's account says
+what was really spent. The budget limits both.
 
 A view shows a teacher for one purpose at the teacher's own level: counting is done
 by construction, because learners never hold anything else.
 """
 
+import contextlib
 import dataclasses
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -26,77 +30,13 @@ from torch import Tensor
 from myna.errors import BudgetExhausted, TeacherError
 from myna.lowrank.student import Strings, check_strings
 from myna.spec import Spec
-from myna.teachers.answers import check_law, checked_completions
+from myna.teachers.account import Account, Budget
+from myna.teachers.answers import checked_completions, checked_law, checked_top
 from myna.teachers.drawn import Drawn, Grown, Request
 from myna.teachers.draws import complete_by_laws
+from myna.teachers.ledger_file import LedgerFile
 from myna.teachers.oracle import Completions, Laws, Samples, Stream, TopLaw, TopLaws
 from myna.teachers.prefixes import Prefixes, check_prefixes
-
-
-@dataclasses.dataclass(frozen=True)
-class Account:
-    """What was spent, each field a plain sum; see the module's text for the units."""
-
-    next_token_queries: int = 0
-    completions: int = 0
-    tokens_sent: int = 0
-    tokens_received: int = 0
-    cache_hits: int = 0
-
-    @property
-    def sampled_tokens(self) -> int:
-        """Tokens that the teacher generated: those received in completions."""
-        return self.tokens_received
-
-    def __add__(self, other: "Account") -> "Account":
-        """Field by field."""
-        return Account(
-            self.next_token_queries + other.next_token_queries,
-            self.completions + other.completions,
-            self.tokens_sent + other.tokens_sent,
-            self.tokens_received + other.tokens_received,
-            self.cache_hits + other.cache_hits,
-        )
-
-    def __sub__(self, other: "Account") -> "Account":
-        """Field by field."""
-        return Account(
-            self.next_token_queries - other.next_token_queries,
-            self.completions - other.completions,
-            self.tokens_sent - other.tokens_sent,
-            self.tokens_received - other.tokens_received,
-            self.cache_hits - other.cache_hits,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """Upper limits on an account; None means no limit.
-
-    queries: next-token queries
-    completions: completions
-    tokens: tokens sent plus tokens received
-    sampled_tokens: tokens received, those that the teacher generated
-    """
-
-    queries: int | None = None
-    completions: int | None = None
-    tokens: int | None = None
-    sampled_tokens: int | None = None
-
-    def check(self, spent: Account) -> None:
-        """Raise BudgetExhausted where an account would exceed a limit."""
-        for name, limit, amount in (
-            ("next-token queries", self.queries, spent.next_token_queries),
-            ("completions", self.completions, spent.completions),
-            ("tokens", self.tokens, spent.tokens_sent + spent.tokens_received),
-            ("sampled tokens", self.sampled_tokens, spent.sampled_tokens),
-        ):
-            if limit is not None and amount > limit:
-                raise BudgetExhausted(
-                    f"the budget is {limit:,} {name} and the next request would bring "
-                    f"them to {amount:,}; raise the budget to go on"
-                )
 
 
 class _LawTable:
@@ -124,12 +64,29 @@ class Ledger:
     teacher: at any of the three levels
     budget: limits over all purposes together
     seed: which streams answer requests for samples
+    file: where answers and spending are kept; None keeps them in memory alone
+    job: whose spending in the file the budget limits, as "learn"
     """
 
-    def __init__(self, teacher: Samples, budget: Budget | None = None, seed: int = 0):
-        """Open an empty account."""
+    def __init__(
+        self,
+        teacher: Samples,
+        budget: Budget | None = None,
+        seed: int = 0,
+        *,
+        file: Path | None = None,
+        job: str = "",
+    ):
+        """Open an empty account, over what the file holds.
+
+        Raises:
+            InputError: a ledger of another teacher, or a path that is none.
+            FormatError: a file that is no ledger, a newer one, or a damaged one.
+            LedgerError: a file that cannot be written.
+        """
         self._teacher = teacher
         self._budget = budget or Budget()
+        self._file = None if file is None else LedgerFile(file, teacher, self._budget, job)
         self._seed = seed
         self._accounts: dict[str, Account] = {}
         self._by_cut: dict[str, Tensor] = {}
@@ -138,10 +95,31 @@ class Ledger:
         self._drawn = Drawn()
         self._lock = threading.RLock()
 
+    def __enter__(self) -> "Ledger":
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self.close()
+
+    def close(self) -> None:
+        """Give the file up, where there is one; nothing is lost without this."""
+        if self._file is not None:
+            self._file.close()
+
     @property
     def spec(self) -> Spec:
         """The teacher's spec."""
         return self._teacher.spec
+
+    def _facing(self, purpose: str) -> Samples:
+        """The teacher, charged in the file as well where there is one."""
+        return self._teacher if self._file is None else self._file.facing(purpose)
+
+    def paid(self) -> Account:
+        """What was really spent: by the job in the file, or here where there is none."""
+        return self.total() if self._file is None else self._file.spent()
 
     @property
     def budget(self) -> Budget:
@@ -261,11 +239,12 @@ class SamplesView:
         """Whether `complete` would stay within the budget; nothing is asked or charged."""
         request = self._request(prefixes, count, stream, max_tokens, first_draw)
         with self._ledger._lock:
+            parts = self._ledger._drawn.lacking(request)
             try:
-                self._ledger._reserve(self._ledger._drawn.lacking(request))
+                self._ledger._reserve(parts)
             except BudgetExhausted:
                 return False
-        return True
+            return self._ledger._file is None or self._ledger._file.fits(parts)
 
     def _request(
         self,
@@ -295,9 +274,9 @@ class TopLawsView(SamplesView):
         with ledger._lock:
             missing = _missing(ledger, self.purpose, prefixes, keys, ledger._tops)
             if missing is not None:
-                answer = ledger._teacher.top_laws(missing)  # pyright: ignore[reportAttributeAccessIssue]
-                masses = torch.cat([answer.log_probs, answer.log_rest[:, None]], 1)
-                check_law(missing, masses)
+                with _paying(ledger, self.purpose, missing):
+                    answer = ledger._facing(self.purpose).top_laws(missing)  # pyright: ignore[reportAttributeAccessIssue]
+                answer = checked_top(self.spec, missing, self.k, answer)
                 for row, key in enumerate(missing.keys()):
                     ledger._tops[key] = TopLaw(*(part[row] for part in answer))
             found = [ledger._tops[key] for key in keys]
@@ -315,10 +294,9 @@ class LawsView(TopLawsView):
         with ledger._lock:
             missing = _missing(ledger, self.purpose, prefixes, keys, ledger._laws.rows)
             if missing is not None:
-                answer = ledger._teacher.laws(missing)  # pyright: ignore[reportAttributeAccessIssue]
-                answer = answer.to("cpu", torch.float64)
-                check_law(missing, answer)
-                ledger._laws.add(missing.keys(), answer)
+                with _paying(ledger, self.purpose, missing):
+                    answer = ledger._facing(self.purpose).laws(missing)  # pyright: ignore[reportAttributeAccessIssue]
+                ledger._laws.add(missing.keys(), checked_law(self.spec, missing, answer))
             return ledger._laws.find(keys)
 
     def draw_by_laws(self, count: int, first_draw: int, max_tokens: int | None) -> Completions:
@@ -349,18 +327,28 @@ class LawsView(TopLawsView):
 def _missing(
     ledger: Ledger, purpose: str, prefixes: Prefixes, keys: list[bytes], cache: dict
 ) -> Prefixes | None:
-    """The distinct prefixes that the cache lacks, charged; None where it has all."""
+    """The distinct prefixes that the cache lacks; None where it has all."""
     first = {key: row for row, key in enumerate(keys) if key not in cache}
     ledger._charge(purpose, Account(cache_hits=len(keys) - len(first)))
     if not first:
         return None
-    missing = prefixes.take(torch.tensor(list(first.values())))
-    ledger._charge(
-        purpose,
-        Account(next_token_queries=len(first), tokens_sent=int(missing.lengths.sum())),
-    )
+    return prefixes.take(torch.tensor(list(first.values())))
+
+
+@contextlib.contextmanager
+def _paying(ledger: Ledger, purpose: str, missing: Prefixes) -> Iterator[None]:
+    """Charge laws while they are asked; nothing where the file's budget had no room for them."""
+    cost = Account(next_token_queries=len(missing.lengths), tokens_sent=int(missing.lengths.sum()))
+    ledger._charge(purpose, cost)
+    try:
+        yield
+    except BudgetExhausted:
+        ledger._accounts[purpose] = ledger.account(purpose) - cost
+        raise
+    except BaseException:
+        ledger._count_cuts(purpose, missing.lengths)
+        raise
     ledger._count_cuts(purpose, missing.lengths)
-    return missing
 
 
 def _complete(ledger: Ledger, purpose: str, request: Request) -> Completions:
@@ -379,7 +367,12 @@ def _complete(ledger: Ledger, purpose: str, request: Request) -> Completions:
         for part in parts:
             sent = Account(completions=part.completions, tokens_sent=part.tokens_sent)
             ledger._charge(purpose, sent)
-            answer = checked_completions(spec, part, part.ask(ledger._teacher))
+            try:
+                answer = part.ask(ledger._facing(purpose))
+            except BudgetExhausted:  # of the file: this part was not asked
+                ledger._accounts[purpose] = ledger.account(purpose) - sent
+                raise
+            answer = checked_completions(spec, part, answer)
             ledger._charge(purpose, Account(tokens_received=int(answer.lengths.sum())))
             ledger._drawn.add(part, answer)
         return ledger._drawn.read(request)

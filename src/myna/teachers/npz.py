@@ -5,14 +5,60 @@
 The archive does not say how long sequences are, so the horizon is given beside it.
 """
 
+import math
+import tokenize
+import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from myna.errors import FormatError, InputError
+from myna.teachers.files import check_plain, check_table
 from myna.teachers.hmm import Hmm
+
+# What zipfile, zlib and numpy's own parser of headers are known to raise on damaged archives.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def _check_member(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> None:
+    """Refuse a table that is no numbers, or larger than the archive says or we hold.
+
+    Raises:
+        FormatError: before anything is made of it.
+    """
+    packed = archive.zip
+    assert packed is not None  # open as long as `archive` is
+    name = key if key in packed.namelist() else f"{key}.npy"
+    with packed.open(name) as member:
+        version = np.lib.format.read_magic(member)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read is None:
+            raise FormatError(
+                f"{path}: {key!r} has version {version} of numpy's format, not 1 or 2"
+            )
+        shape, _, kind = read(member)
+    if kind.kind not in "fiub":
+        raise FormatError(f"{path}: {key!r} must hold numbers, and holds {kind}")
+    if any(size < 0 for size in shape):
+        raise FormatError(f"{path}: {key!r} declares the shape {shape}")
+    check_table(path, repr(key), *shape)
+    if math.prod(shape) * kind.itemsize > packed.getinfo(name).file_size:
+        raise FormatError(f"{path}: {key!r} declares the shape {shape} and holds fewer numbers")
 
 
 def read_hmm(path: Path, horizon: int) -> Hmm:
@@ -22,15 +68,21 @@ def read_hmm(path: Path, horizon: int) -> Hmm:
         FormatError: naming the key that is missing or has the wrong shape.
     """
     tables = {}
+    check_plain(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy's, of headers that it reads with more effort
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise FormatError(f"{path} holds one array; wanted an archive with pi, T and E")
             for key in ("pi", "T", "E"):
                 if key not in archive.files:
                     raise FormatError(
                         f"{path} lacks key {key!r}; wanted pi, T and E, got {archive.files}"
                     )
+                _check_member(path, archive, key)
                 tables[key] = torch.from_numpy(archive[key].astype(np.float64))
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         if isinstance(error, FormatError):
             raise
         raise FormatError(f"{path} does not read as a numpy archive: {error}") from error

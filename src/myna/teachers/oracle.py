@@ -127,6 +127,16 @@ def top_of(laws: Float[Tensor, "batch token"], k: int) -> TopLaw:
     return TopLaw(tokens, log_probs, log_rest)
 
 
+def in_flight(teacher: Samples, kind: str) -> int | None:
+    """How many answers of a kind a teacher has on their way together; None: all that are asked.
+
+    kind: "law", "top" or "draw". A ledger's file stores at least that often, so no more
+    than these are lost where a process ends. Endpoints say it, in a method of this name.
+    """
+    said = getattr(teacher, "in_flight", None)
+    return None if said is None else said(kind)
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplesOnly:
     """A teacher seen through `complete` alone."""
@@ -137,6 +147,10 @@ class SamplesOnly:
     def spec(self) -> Spec:
         """The teacher's own."""
         return self._teacher.spec
+
+    def in_flight(self, kind: str) -> int | None:
+        """The teacher's own."""
+        return in_flight(self._teacher, kind)
 
     def complete(
         self,

@@ -23,25 +23,14 @@ from torch import Tensor
 from myna.errors import FormatError
 from myna.lowrank.student import Strings, strings
 from myna.teachers.automaton import Automaton
+from myna.teachers.files import check_table, read_text
 
 _HEADER = re.compile(r"([IFST]):")
-_ENTRY = re.compile(r"\(([0-9, ]+)\)\s+(\S+)$")
+_ENTRY = re.compile(r"\(([0-9]{1,9}(?: *, *[0-9]{1,9}){0,2})\)\s+(\S+)$")
 _KEYS = {"I": 1, "F": 1, "S": 2, "T": 3}
 _ROUNDING = 1e-6  # a row that misses one by more is an error, not rounding
 
 Entries = dict[tuple[int, ...], float]
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file.
-
-    Raises:
-        FormatError: where it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"{path} cannot be read as text: {error}") from error
 
 
 def read_automaton(path: Path) -> Automaton:
@@ -58,6 +47,7 @@ def read_automaton(path: Path) -> Automaton:
         for k in (key[0], key[-1] if name == "T" else 0)
     )
     letters = 1 + max((key[1] for key in (*sections["S"], *sections["T"])), default=0)
+    check_table(path, "moves by symbol", letters, states, states)
     initial = _dense(sections["I"], (states,))
     stopping = _dense(sections["F"], (states,))
     symbols = _dense(sections["S"], (states, letters))
@@ -81,7 +71,7 @@ def read_automaton(path: Path) -> Automaton:
 def _read_sections(path: Path) -> dict[str, Entries]:
     sections: dict[str, Entries] = {}
     name = None
-    for number, raw in enumerate(read_lines(path), 1):
+    for number, raw in enumerate(read_text(path).splitlines(), 1):
         line = raw.strip()
         if header := _HEADER.match(line):
             name = header[1]
@@ -147,7 +137,7 @@ def read_strings(path: Path) -> tuple[Strings, int]:
     Raises:
         FormatError: naming the line.
     """
-    lines = read_lines(path)
+    lines = read_text(path).splitlines()
     numbers: list[list[int]] = []
     for number, line in enumerate(lines, 1):
         try:
@@ -176,7 +166,7 @@ def read_solution(path: Path) -> Float[Tensor, " string"]:
     Raises:
         FormatError: naming the line.
     """
-    lines = read_lines(path)
+    lines = read_text(path).splitlines()
     values = []
     for number, line in enumerate(lines[1:], 2):
         try:

@@ -28,7 +28,16 @@ from myna.teachers.draws import (
     draw_limits,
     sample_by_completing,
 )
-from myna.teachers.oracle import Completions, Laws, Samples, Stream, TopLaw, TopLaws, top_of
+from myna.teachers.oracle import (
+    Completions,
+    Laws,
+    Samples,
+    Stream,
+    TopLaw,
+    TopLaws,
+    in_flight,
+    top_of,
+)
 from myna.teachers.prefixes import Prefixes, check_prefixes
 from myna.teachers.stepped import SteppedTeacher
 
@@ -131,9 +140,18 @@ class RestrictedSamples:
         self.rejected_tokens = 0
 
     @property
+    def whole(self) -> Samples:
+        """The teacher over all its tokens."""
+        return self._teacher
+
+    @property
     def spec(self) -> Spec:
         """S, the stop token where it is in S, the teacher's horizon."""
         return self._kept.spec
+
+    def in_flight(self, kind: str) -> int | None:
+        """The teacher's own."""
+        return in_flight(self._teacher, kind)
 
     def complete(
         self,
@@ -279,9 +297,18 @@ class RestrictedLaws:
         self._kept = kept
 
     @property
+    def whole(self) -> Samples:
+        """The teacher over all its tokens."""
+        return self._teacher
+
+    @property
     def spec(self) -> Spec:
         """S, the stop token where it is in S, the teacher's horizon."""
         return self._kept.spec
+
+    def in_flight(self, kind: str) -> int | None:
+        """The teacher's own."""
+        return in_flight(self._teacher, kind)
 
     @property
     def k(self) -> int:

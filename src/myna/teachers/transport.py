@@ -26,6 +26,7 @@ from typing import Any, NoReturn, TypeVar
 
 from myna.errors import InputError, TeacherError
 from myna.teachers.api_answers import MalformedAnswer
+from myna.teachers.endpoint_purse import Purse, Size
 from myna.teachers.endpoint_settings import Endpoint, api_key
 
 _AGAIN = frozenset({408, 409, 425, 429, *range(500, 600)})
@@ -50,9 +51,9 @@ class Refused(TeacherError):
 class _Again(Exception):
     """One try failed in a way that another may mend."""
 
-    def __init__(self, why: str, wait: float | None = None):
+    def __init__(self, why: str, wait: float | None = None, *, unpaid: bool = False):
         super().__init__(why)
-        self.wait = wait
+        self.wait, self.unpaid = wait, unpaid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,7 @@ class Transport:
         self._client = _client(endpoint)
         weakref.finalize(self, self._client.close)
         self._pace = Pace(endpoint.tokens_per_minute)
+        self.purse = Purse(endpoint)
         self._jitter = random.Random(seed)  # noqa: S311 - waits, no secrets
         self._clock, self._sleep = clock, sleep
         self._lock = threading.Lock()
@@ -124,13 +126,18 @@ class Transport:
         return self._traffic
 
     def ask_all(
-        self, path: str, bodies: Sequence[dict[str, Any]], tokens: int, read: Callable[[str], T]
+        self,
+        path: str,
+        bodies: Sequence[dict[str, Any]],
+        sizes: Sequence[Size],
+        read: Callable[[str], T],
     ) -> list[T]:
         """The answer to each body, read; at most `concurrency` at once.
 
-        tokens: the most that one of these may cost, for the pace
+        sizes: the most that each may cost, for pace and purse
 
         Raises:
+            BudgetExhausted: where max_requests or max_money does not allow the next one.
             TeacherError: for the first question that could not be answered; what the
                 others brought is kept for when they are asked again.
         """
@@ -142,7 +149,7 @@ class Transport:
             if again[i] is not None or failed:
                 return again[i]
             try:
-                return self.ask(path, bodies[i], tokens, read)
+                return self.ask(path, bodies[i], sizes[i], read)
             except BaseException as error:  # an interrupt too leaves the others' answers kept
                 failed.append(error)
                 return None
@@ -156,23 +163,30 @@ class Transport:
         return found  # pyright: ignore[reportReturnType] - no answer is None where none failed
 
     def ask(
-        self, path: str, body: dict[str, Any] | None, tokens: int, read: Callable[[str], T]
+        self, path: str, body: dict[str, Any] | None, size: Size, read: Callable[[str], T]
     ) -> T:
         """The answer to one question, asked again where that may help.
 
         Raises:
+            BudgetExhausted: before a try that a limit does not allow.
             Refused: where the server will not; TeacherError: where all tries failed.
         """
         key, why = uuid.uuid4().hex, None
         self._count(asked=1)
         for attempt in range(self._endpoint.retries + 1):
-            start = self._pace.start(tokens, self._clock())
+            self.purse.take(size)
+            start = self._pace.start(size.tokens, self._clock())
             self._sleep(max(0.0, start - self._clock()))
             self._count(tries=1)
             try:
                 answer = read(self._send(path, body, key))
             except (_Again, MalformedAnswer) as error:
                 why = error
+                if getattr(error, "unpaid", False):
+                    self.purse.settle(size, Size())
+            except Refused:
+                self.purse.settle(size, Size())
+                raise
             else:
                 self._count(answered=1)
                 return answer
@@ -237,7 +251,7 @@ class Transport:
     def _refuse(self, status: int, wait: float | None, words: str) -> NoReturn:
         """Raise what a status other than 200 means."""
         if status in _AGAIN:
-            raise _Again(f"the server answered {status}", wait)
+            raise _Again(f"the server answered {status}", wait, unpaid=True)
         if status in (401, 403):
             name = self._endpoint.key_name
             raise InputError(

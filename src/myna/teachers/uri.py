@@ -7,6 +7,7 @@ hmm:FILE.npz?horizon=64                  an HMM in a numpy archive
 student:FOLDER                           a saved copy
 hf:FOLDER?horizon=12                     a causal language model of transformers
 rnn:FOLDER?horizon=12                    a character LSTM
+replay:FILE                              a recorded ledger, with no teacher behind it
 openai:MODEL?base_url=http://...         a model behind a server; see endpoint_settings
 
 Any of them restricted to a sub-alphabet: ?only=TOKEN,TOKEN,... (by name, or #N by number).
@@ -23,6 +24,7 @@ from myna.teachers.char_rnn import read_rnn
 from myna.teachers.copies import open_copy
 from myna.teachers.endpoint_open import open_endpoint
 from myna.teachers.hmmer3 import read_profile
+from myna.teachers.ledger_replay import open_replay
 from myna.teachers.npz import read_hmm
 from myna.teachers.oracle import Samples
 from myna.teachers.pautomac import read_automaton
@@ -154,6 +156,7 @@ _SCHEMES: dict[str, Callable[[str, Parameters], Samples]] = {
     "student": _file(open_copy, "student"),
     "hf": _hf,
     "rnn": _rnn,
+    "replay": _file(open_replay, "replay"),
     "openai": open_endpoint,
 }
 
