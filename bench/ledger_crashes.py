@@ -84,9 +84,10 @@ def digest(folder: Path) -> str:
 def recorded(folder: Path) -> set[tuple[int, ...]]:
     """Kind, prefix, stream and draw of every answer that the file holds."""
     out = folder / "held.jsonl"
-    if not (folder / "ledger").exists():
+    file = folder / "ledger"
+    if not file.exists() or not file.stat().st_size:  # killed before it wrote anything
         return set()
-    export(folder / "ledger", out, "jsonl")
+    export(file, out, "jsonl")
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     out.unlink()
     return {(row["kind"], tuple(row["prefix"]), row["stream"], row.get("draw")) for row in rows}
