@@ -54,7 +54,10 @@ class Questions(Line):
         for raw in self.bodies[start:]:
             if raw is None:
                 continue
-            body = json.loads(raw)
+            try:
+                body = json.loads(raw)
+            except ValueError:  # the client was killed while it was sending
+                continue
             prompts = body["prompt"]
             prompts = prompts if isinstance(prompts[0], list) else [prompts]
             found.update(

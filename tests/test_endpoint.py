@@ -18,13 +18,17 @@ from server import Line, serving
 from myna.app.probe_command import probe_command
 from myna.app.spending import confirm_spending, provenance, rejected
 from myna.errors import InputError, TeacherError
+from myna.evaluate.certify import certify
+from myna.evaluate.from_samples import certify_from_samples
 from myna.learn.exact import learn_exact
+from myna.learn.from_samples import learn_sampled
 from myna.learn.report import ExactSettings
+from myna.learn.sampled_report import SampledSettings
 from myna.lowrank.student import strings
 from myna.teachers.endpoint_cost import most_cost
 from myna.teachers.endpoint_open import asker_of, open_endpoint, teacher_of
 from myna.teachers.endpoint_settings import Endpoint
-from myna.teachers.ledger import Ledger
+from myna.teachers.ledger import Budget, Ledger
 from myna.teachers.oracle import Stream, as_samples, as_top_k
 from myna.teachers.prefixes import Prefixes
 from myna.teachers.probe import probe
@@ -303,3 +307,21 @@ def test_endpoints_describe_themselves():
     assert logging.getLogger("openai").handlers == []
     with pytest.raises(InputError, match="name of a model"):
         Endpoint("", "http://127.0.0.1:8000/v1")
+
+
+def test_a_run_from_samples_over_a_server_gives_an_interval_that_overlaps():
+    """Learned and certified from the server's own completions, and from the teacher's laws."""
+    original = open_teacher("zoo:hmm?states=2&symbols=3&horizon=4")
+    with serving(FakeModel(original)) as url:
+        served = as_samples(open_endpoint("fake", {"base_url": url, "draws": "fresh"}))
+        ledger = Ledger(served, Budget(sampled_tokens=8_000))
+        found = learn_sampled(ledger, SampledSettings(8_000), torch.Generator().manual_seed(0))
+        by_samples = certify_from_samples(
+            Ledger(served, Budget(tokens=40_000)).samples("certify"),
+            found.student,
+            budget_tokens=40_000,
+            generator=torch.Generator().manual_seed(1),
+        ).total_variation
+    by_laws = certify(Ledger(original).laws("certify"), found.student).total_variation
+    assert by_samples.low <= by_laws.high and by_laws.low <= by_samples.high
+    assert by_laws.high < 0.2

@@ -147,7 +147,7 @@ def test_a_hold_is_for_all():
 
 def test_retry_after_is_read_with_care():
     assert _seconds("2.5") == 2.5 and _seconds("1e9") == 600.0
-    for nonsense in (None, "", "-1", "nan", "Wed, 21 Oct 2015 07:28:00 GMT"):
+    for nonsense in (None, "", "-1", "nan", "tomorrow"):
         assert _seconds(nonsense) is None
 
 
@@ -231,3 +231,36 @@ def test_limits_need_sense():
         Endpoint("m", "http://127.0.0.1:1/v1", max_money=1.0)
     with pytest.raises(InputError, match="max_requests must be at least 0"):
         Endpoint("m", "http://127.0.0.1:1/v1", max_requests=-1)
+
+
+def test_retry_after_may_be_a_date():
+    def now():
+        return 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
+
+    assert _seconds("Tue, 14 Nov 2023 22:13:50 GMT", now) == 30.0
+    assert _seconds("Tue, 14 Nov 2023 22:13:00 GMT", now) == 0.0
+    assert _seconds("Fri, 14 Nov 2053 22:13:00 GMT", now) == 600.0
+    assert _seconds("Tue, 99 Nov 2023", now) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "clear"),
+    [
+        ("http://example.org/v1", True),
+        ("http://192.168.1.5:8000/v1", True),
+        ("https://example.org/v1", False),
+        ("http://127.0.0.1:8000/v1", False),
+        ("http://[::1]:8000/v1", False),
+        ("http://localhost:8000/v1", False),
+    ],
+)
+def test_a_key_is_never_sent_in_the_clear(url, clear, monkeypatch):
+    monkeypatch.setenv("MYNA_TEST_KEY", "sk-secret")
+    endpoint = Endpoint("m", url, key_name="MYNA_TEST_KEY")
+    assert endpoint.in_the_clear is clear
+    if clear:
+        with pytest.raises(InputError, match="unencrypted; use https") as caught:
+            Transport(endpoint)
+        assert "sk-secret" not in str(caught.value)
+        monkeypatch.delenv("MYNA_TEST_KEY")
+    Transport(endpoint)

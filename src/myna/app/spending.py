@@ -1,9 +1,7 @@
 """Before a command spends at an endpoint: what it can cost, and a question above a threshold."""
 
-import ipaddress
 import sys
 from typing import Any
-from urllib.parse import urlsplit
 
 import typer
 
@@ -33,7 +31,7 @@ def confirm_spending(
         return
     endpoint = asked.asker.endpoint
     priced = (endpoint.price_sent, endpoint.price_received) != (None, None)
-    if not priced and _at_home(endpoint.base_url):
+    if not priced and endpoint.at_home:
         return
     cost = most_cost(asked, queries, generated)
     if isinstance(teacher, RestrictedSamples):
@@ -59,15 +57,6 @@ def confirm_spending(
 def _whole(teacher: Samples) -> Samples:
     """The teacher itself, where only part of its alphabet is used."""
     return teacher.whole if isinstance(teacher, RestrictedSamples | RestrictedLaws) else teacher
-
-
-def _at_home(base_url: str) -> bool:
-    """Whether the server is on this machine."""
-    host = urlsplit(base_url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def provenance(teacher: Samples) -> dict[str, Any]:

@@ -15,6 +15,7 @@ record, and a URI that carries one is refused.
 """
 
 import dataclasses
+import ipaddress
 import math
 import os
 from pathlib import Path
@@ -113,6 +114,20 @@ class Endpoint:
                 "max_money needs prices: add price_sent= and price_received=, money for a million "
                 "tokens"
             )
+
+    @property
+    def at_home(self) -> bool:
+        """Whether the server is on this machine."""
+        host = urlsplit(self.base_url).hostname or ""
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
+
+    @property
+    def in_the_clear(self) -> bool:
+        """Whether what is sent can be read on the way."""
+        return urlsplit(self.base_url).scheme == "http" and not self.at_home
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn, TypeVar
 
 from myna.errors import InputError, TeacherError
@@ -274,6 +275,11 @@ def _client(endpoint: Endpoint) -> Any:
         ) from None
     # A server at home wants no key, but the client wants some text.
     key = api_key(endpoint) or "none"
+    if key != "none" and endpoint.in_the_clear:
+        raise InputError(
+            f"the API key in {endpoint.key_name} would be sent to {endpoint.base_url} unencrypted; "
+            "use https://, or name an empty variable with key= where the server wants no key"
+        )
     return OpenAI(api_key=key, base_url=endpoint.base_url, max_retries=0, timeout=endpoint.timeout)
 
 
@@ -294,10 +300,13 @@ def _whole_text(response: Any) -> str:
     return b"".join(parts).decode()
 
 
-def _seconds(header: str | None) -> float | None:
-    """Retry-After in seconds, at most ten minutes; None where it is absent or a date."""
+def _seconds(header: str | None, now: Callable[[], float] = time.time) -> float | None:
+    """Retry-After in seconds, at most ten minutes; None where it is neither number nor date."""
     try:
         value = float(header or "")
     except ValueError:
-        return None
+        try:
+            value = max(0.0, parsedate_to_datetime(header or "").timestamp() - now())
+        except (ValueError, OverflowError):
+            return None
     return min(value, 600.0) if value >= 0 else None
