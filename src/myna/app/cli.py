@@ -32,6 +32,7 @@ from myna.app.options import (
 )
 from myna.app.picture import rank_and_queries, write_picture
 from myna.app.probe_command import probe_command
+from myna.app.spectrum_command import spectrum_command
 from myna.app.spending import confirm_spending
 from myna.errors import BudgetExhausted, InputError, MynaError
 from myna.evaluate.certify import Certificate, Method, certify
@@ -63,6 +64,7 @@ def working(what: str) -> Iterator[None]:
 
 app.command()(learn)
 app.command("probe")(probe_command)
+app.command("spectrum")(spectrum_command)
 app.add_typer(ledger_command.app, name="ledger")
 
 
