@@ -122,9 +122,7 @@ def _tokens(key):
 
 def crash(folder, seed, runs):
     """Each run is killed up to three times and resumed until it ends."""
-    started = time.monotonic()
     expected = work(folder / "whole.ledger", folder / "whole.log")
-    seconds = time.monotonic() - started
     random_ = random.Random(seed)
     found = Counter(runs=runs, whole=len(lines(folder / "whole.log")))
     for run in range(runs):
@@ -135,7 +133,13 @@ def crash(folder, seed, runs):
             pid = forked(lambda: write(out, work(path, log)))  # noqa: B023 (used at once)
             if kills < 3:
                 kills += 1
-                time.sleep(random_.uniform(0.0, seconds))
+                # by what it has asked, not by the clock: a slow machine is killed as often
+                left = found["whole"] - len(held)
+                if random_.random() < 0.75:
+                    _await(pid, log, len(before) + random_.randint(1, left // 2))
+                    time.sleep(random_.uniform(0.0, 2 * _PAUSE))
+                else:
+                    time.sleep(random_.uniform(0.0, 0.03))  # while it opens the file
                 os.kill(pid, signal.SIGKILL)
             status = ended(pid)
             assert status in (0, -signal.SIGKILL), status
@@ -156,6 +160,14 @@ def crash(folder, seed, runs):
         found["sound"] += not verify(path).problems
         found["lost_beyond_kills"] += max(0, lost - kills)
     return dict(found)
+
+
+def _await(pid, log, count):
+    """Until so many questions were asked, or the child ends; it stays to be waited for."""
+    while len(lines(log)) < count:
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        time.sleep(_PAUSE / 10)
 
 
 def write(out, data):

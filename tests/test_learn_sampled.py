@@ -144,11 +144,11 @@ def test_the_check_is_unbiased_and_sees_a_wrong_copy():
 def test_a_check_that_cannot_pay_every_cut_reads_some():
     """Prompts counted over a long horizon: the last check may buy a few cuts only."""
     uri = "zoo:hmm?states=2&symbols=2&horizon=40"
-    _, ledger, result = learned(uri, 60_000, count_prompts=True, structure=Structure.STATIONARY)
+    _, ledger, result = learned(uri, 100_000, count_prompts=True, structure=Structure.STATIONARY)
     check = result.report.check
     assert result.student is not None and 0 < check.prefixes < 2 * 40
     assert abs(check.kl_nats) < 4 * check.standard_error
-    assert ledger.total().tokens_sent + ledger.total().tokens_received <= 60_000
+    assert ledger.total().tokens_sent + ledger.total().tokens_received <= 100_000
 
 
 @pytest.mark.parametrize("structure", list(Structure))
@@ -174,16 +174,24 @@ def test_cuts_left_out_are_stood_for():
     wrong = open_teacher("zoo:hmm?states=2&symbols=3&horizon=30&concentration=0.5&seed=5")
     strings = teacher.sample(400, torch.Generator().manual_seed(0))
     reports = []
-    for purse in (2 * 16 * 30, 2 * 16 * 30 - 1, 2 * 16 * 5, 1_000_000):
+    for purse in (2 * 16 * 30, 2 * 16 * 30 - 1, 2 * 16 * 6, 1_000_000):
         asker = Asker(Ledger(teacher).samples("check"), purse, count_prompts=False)
         reports.append(check_copy(asker, wrong, strings, purse).report)
         assert asker.spent <= purse
-    assert [report.prefixes for report in reports[:3]] == pytest.approx([60, 30, 10], abs=8)
+    assert [report.prefixes for report in reports[:3]] == pytest.approx([60, 30, 12], abs=8)
     full = reports[-1]
     assert full.kl_nats > 1
     for report in reports[:3]:
         off = abs(report.kl_nats - full.kl_nats)
         assert off < 4 * report.standard_error + 0.2 * full.kl_nats
+
+
+def test_too_few_cuts_are_no_check():
+    teacher = open_teacher("zoo:hmm?states=2&symbols=3&horizon=30&concentration=0.5")
+    strings = teacher.sample(50, torch.Generator().manual_seed(0))
+    asker = Asker(Ledger(teacher).samples("check"), 2 * 16 * 4 - 1, count_prompts=False)
+    with pytest.raises(BudgetExhausted):
+        check_copy(asker, teacher, strings, 100)
 
 
 def test_answers_are_kept_once_with_their_counts():

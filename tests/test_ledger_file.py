@@ -514,6 +514,7 @@ def test_processes_share_one_budget(tmp_path):
     found = processes("shared", tmp_path / "f", 1, 4, 120)
     assert found["failed"] == 0 and found["sound"] and found["ended"] == 3
     assert found["looks"] > 3 and found["most_seen_spent"] <= 120
-    assert found["spent"] == 120 >= found["asked"]
+    assert 118 <= found["spent"] <= 120, "a request of three laws is refused whole"
+    assert found["asked"] <= found["spent"]
     assert found["asked"] - found["distinct"] <= found["unanswered"]
     assert found["spent"] - found["distinct"] <= found["unanswered"]

@@ -28,6 +28,7 @@ from myna.lowrank.student import Strings, Student
 
 DRAWS = 16  # next tokens a prefix
 LEAST_PREFIXES = 2  # at each cut
+_FEWEST = 4  # cuts that stand for all of them
 _FAR = 7.0  # standard deviations of Pearson's statistic that contradict
 _FAR_TOGETHER = 5.0  # the same of all prefixes at a cut together; then each beyond 2 does
 _FAR_THERE = 2.0
@@ -51,7 +52,7 @@ def check_copy(
     first: the string to begin with, so that a later check reads others
 
     Raises:
-        BudgetExhausted: where not even the first cut can be paid.
+        BudgetExhausted: where not even a few cuts can be paid.
     """
     longest = int(strings.lengths.max())
     each = max(LEAST_PREFIXES, purse // price_of_one(asker, longest))
@@ -96,12 +97,16 @@ def price_of_one(asker: Asker, longest: int) -> int:
 
 
 def _affordable(asker: Asker, longest: int) -> range:
-    """Evenly spread cuts, as many as the least number of prefixes can be paid at."""
-    for stride in range(1, longest):
-        cuts = range(0, longest, stride)
+    """Evenly spread cuts, as many as the least number of prefixes can be paid at, or _FEWEST."""
+    cuts = range(longest)
+    for stride in range(1, longest + 1):
+        fewer = range(0, longest, stride)
+        if len(fewer) < min(longest, _FEWEST):
+            break
+        cuts = fewer
         if LEAST_PREFIXES * DRAWS * sum(asker.price(t, 1) for t in cuts) <= asker.left:
-            return cuts
-    return range(1)
+            break
+    return cuts
 
 
 def _drawn(
