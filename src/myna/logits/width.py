@@ -134,9 +134,7 @@ def _histories(view: LawsView, count: int) -> Prefixes:
     found: dict[tuple[int, ...], None] = {}
     first = 0
     while len(found) < count and first < 20 * count:
-        drawn = view.complete(
-            Prefixes.of([[]]), count, max_tokens=longest + 1, first_draw=first
-        )
+        drawn = view.complete(Prefixes.of([[]]), count, max_tokens=longest + 1, first_draw=first)
         first += count
         pairs = zip(drawn.tokens[0].tolist(), drawn.lengths[0].tolist(), strict=True)
         for i, (row, length) in enumerate(pairs):
