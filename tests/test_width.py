@@ -37,7 +37,8 @@ def transformer(kind, width, seed, bias=True):
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "ln_f" in name or name == "model.norm.weight":
-                weight += 0.3 * torch.randn_like(weight) if bias or "weight" in name else 0
+                if bias or "weight" in name:
+                    weight.add_(torch.randn_like(weight), alpha=0.3)
             elif weight.ndim == 2:
                 weight.normal_(0, 0.3)
     spec = Spec(tuple(map(str, range(TOKENS))), None, 20, f"{kind} {width} {seed} {bias}")
