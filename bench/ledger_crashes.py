@@ -36,7 +36,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from fake_model import FakeModel
 from server import Line, serving
 
-TEACHER = "zoo:hmm?states=3&symbols=4&horizon=8"
+HORIZON = 8
+TEACHER = f"zoo:hmm?states=3&symbols=4&horizon={HORIZON}"
 _MYNA = "from myna.app.cli import main; print('ready', flush=True); main()"
 _OPTIONS = {"laws": [], "samples": ["--access", "samples", "--budget", "10000"]}
 _CONCURRENCY = 4
@@ -85,7 +86,7 @@ def digest(folder: Path) -> str:
 
 
 def recorded(folder: Path) -> set[tuple[int, ...]]:
-    """Kind, prefix, stream and draw of every answer that the file holds."""
+    """Kind, prefix, stream, draw and max_tokens of every answer that the file holds."""
     out = folder / "held.jsonl"
     file = folder / "ledger"
     if not file.exists() or not file.stat().st_size:  # killed before it wrote anything
@@ -93,17 +94,23 @@ def recorded(folder: Path) -> set[tuple[int, ...]]:
     export(file, out, "jsonl")
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     out.unlink()
-    return {(row["kind"], tuple(row["prefix"]), row["stream"], row.get("draw")) for row in rows}
-
-
-def seeds_of(held: set, begin: int) -> set:
-    """Recorded answers as the server is asked for them."""
     return {
-        (
+        (row["kind"], tuple(row["prefix"]), row["stream"], row.get("draw"), row["max_tokens"])
+        for row in rows
+    }
+
+
+def seeds_of(held: set, begin: int, horizon: int) -> set:
+    """Recorded answers as the server is asked for them: prompt, seed, max_tokens."""
+    return {
+        ((begin, *prefix), None, 1)
+        if kind == "law"
+        else (
             (begin, *prefix),
-            None if kind == "law" else draw_seed(prefix, Stream(stream, 0), draw),
+            draw_seed(prefix, Stream(stream, 0), draw),
+            min(limit or horizon, horizon - len(prefix)),
         )
-        for kind, prefix, stream, draw in held
+        for kind, prefix, stream, draw, limit in held
     }
 
 
@@ -120,11 +127,11 @@ def one(access: str, uri: str, line: Questions, begin: int, seconds: float, dice
         child.wait()
         time.sleep(0.3)  # what is in flight arrives at the server
         before = len(line.bodies)
-        held = seeds_of(recorded(folder), begin)
+        held = seeds_of(recorded(folder), begin, HORIZON)
         if kills:
             child = start(words)
             assert child.wait() in (0, 1)  # 1: a copy, and fresh answers contradict it
-        again = len(held & {question[:2] for question in line.asked(before)})
+        again = len(held & set(line.asked(before)))
         twice = sum(n - 1 for n in line.asked(first).values())
         same = digest(folder) == right
         return {
@@ -149,7 +156,7 @@ def main(runs: int, access: str) -> None:
         began = time.perf_counter()
         assert child.wait() in (0, 1)
         seconds = time.perf_counter() - began
-        right, questions = digest(folder), len(seeds_of(recorded(folder), model.begin))
+        right, questions = digest(folder), len(seeds_of(recorded(folder), model.begin, HORIZON))
         rows = []
         while sum(row["killed"] for row in rows) < runs:  # some end before their moment
             rows.append(one(access, uri, line, model.begin, seconds, dice, right))

@@ -327,6 +327,11 @@ def test_answers_of_other_prefixes_are_refused(path):
     assert len(verify(path).problems) == 2
 
 
+def test_a_block_that_is_listed_and_cannot_be_found(tmp_path):
+    """A long run of the fuzzer found it: compacting then ended in a traceback."""
+    assert fuzz_ledger.fuzz(tmp_path, 10_672, 1, thorough=1)["inputs"] == 1
+
+
 def test_a_fuzzed_ledger_answers_rightly_or_refuses(tmp_path):
     """A short version of the bench."""
     found = fuzz_ledger.fuzz(tmp_path, 10**6, 60, thorough=6)

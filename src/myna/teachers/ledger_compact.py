@@ -97,8 +97,11 @@ def _merge(connection: sqlite3.Connection, spec: Spec, numbers: list[int]) -> No
     waiting: list[tuple[int, list[Any], Question, Answer]] = []
     shape = (0, 0, 0)
     for number in numbers:
-        sources, *rest = connection.execute(query, (number,)).fetchone()
+        row = connection.execute(query, (number,)).fetchone()
         try:
+            if row is None:
+                raise FormatError("it is listed, and cannot be found")
+            sources, *rest = row
             question, answer = read_block(spec, tuple(rest[:-4]), tuple(rest[-4:]))
             parts = read_sources(sources, len(question.prefixes.lengths))
         except FormatError as error:
