@@ -327,9 +327,10 @@ def test_answers_of_other_prefixes_are_refused(path):
     assert len(verify(path).problems) == 2
 
 
-def test_a_block_that_is_listed_and_cannot_be_found(tmp_path):
-    """A long run of the fuzzer found it: compacting then ended in a traceback."""
-    assert fuzz_ledger.fuzz(tmp_path, 10_672, 1, thorough=1)["inputs"] == 1
+@pytest.mark.parametrize("seed", [10_672, 23_330])
+def test_what_long_runs_of_the_fuzzer_found(seed, tmp_path):
+    """A block that is listed and cannot be found; two blocks of one number."""
+    assert fuzz_ledger.fuzz(tmp_path, seed, 1, thorough=1)["inputs"] == 1
 
 
 def test_a_fuzzed_ledger_answers_rightly_or_refuses(tmp_path):

@@ -65,6 +65,8 @@ class Held:
         for number, *rest in self._connection.execute(query, (self._last,)):
             *columns, keys, keys_hash, body, body_hash = rest
             with self._naming(number):
+                if number <= self._last:  # two blocks of one number would exchange answers
+                    raise FormatError("blocks are not in the order of their numbers")
                 question = checked_question(tuple(columns), keys, keys_hash)
                 answer = None
                 if body is not None:
