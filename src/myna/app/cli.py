@@ -17,6 +17,7 @@ import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from myna.app import ledger_command, output
+from myna.app.budget import Budgets, budget_of, open_within, read_budget
 from myna.app.learn_command import learn, learned, save_result
 from myna.app.models import describe, generator_of, open_model, open_saved, read_strings
 from myna.app.options import (
@@ -39,7 +40,7 @@ from myna.evaluate.certify import Certificate, Method, certify
 from myna.evaluate.from_samples import certify_from_samples
 from myna.learn.report import ExactSettings
 from myna.lowrank.student import Student, complete_strings
-from myna.teachers.ledger import Budget, Ledger
+from myna.teachers.ledger import Ledger
 from myna.teachers.oracle import as_samples
 from myna.teachers.uri import open_teacher, zoo_table
 
@@ -87,26 +88,20 @@ def certify_command(
     ] = None,
     max_tokens: MaxTokens = None,
     yes: Yes = False,
-    budget: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Most next-token queries; with samples, most tokens, prompts counted "
-            f"({SAMPLED_TOKENS:,} unless said).",
-        ),
-    ] = None,
+    budget: Budgets = None,
     ledger_file: LedgerPath = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Bound how far a copy is from its teacher, on fresh strings of the teacher."""
-    model, source = open_saved(student).model, open_teacher(teacher)
+    limits = read_budget(budget, queries=access is Access.LAWS)
+    model, source = open_saved(student).model, open_within(teacher, limits)
     of_laws = {"samples": samples, "floor": floor, "method": method}
     given = {name: value for name, value in of_laws.items() if value is not None}
     shared = {"confidence": confidence, "max_tokens": max_tokens}
     if access is Access.LAWS:
-        confirm_spending(source, queries=budget, generated=0, yes=yes)
-        limit = Budget(queries=budget)
+        confirm_spending(source, queries=limits.plain, generated=0, yes=yes)
+        limit = budget_of(source, limits, queries=limits.plain)
         with Ledger(source, limit, seed, file=ledger_file, job="certify") as ledger:
             found = certified(ledger, model, **shared, **given)
     elif given:
@@ -115,9 +110,9 @@ def certify_command(
             "asked; leave one of them out"
         )
     else:
-        tokens = SAMPLED_TOKENS if budget is None else budget
+        tokens = limits.tokens_or(SAMPLED_TOKENS)
         confirm_spending(source, queries=0, generated=tokens, yes=yes)
-        limit = Budget(tokens=tokens)
+        limit = budget_of(source, limits, tokens=tokens)
         with (
             Ledger(as_samples(source), limit, seed, file=ledger_file, job="certify") as ledger,
             working("comparing on fresh completions"),

@@ -15,6 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from myna import __version__
 from myna.app import output
+from myna.app.budget import Budgets, budget_of, open_within, read_budget
 from myna.app.models import generator_of
 from myna.app.options import SAMPLED_TOKENS, Access, Json, LedgerPath, Seed, TeacherName, Yes
 from myna.app.sampled_output import sampled_record, show_sampled
@@ -27,7 +28,6 @@ from myna.learn.sampled_report import Kind, Projection, SampledResult, SampledSe
 from myna.teachers.copies import check_destination, save_copy
 from myna.teachers.ledger import Budget, Ledger
 from myna.teachers.oracle import Samples, as_samples
-from myna.teachers.uri import open_teacher
 
 
 class Form(Enum):
@@ -70,14 +70,7 @@ def learn(
     stationary: Annotated[
         bool, typer.Option("--stationary", help="Short for --structure stationary.")
     ] = False,
-    budget: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Laws: most next-token queries. Samples: most generated tokens "
-            f"({SAMPLED_TOKENS:,} unless said).",
-        ),
-    ] = None,
+    budget: Budgets = None,
     count_prompts: Annotated[
         bool, typer.Option("--count-prompts", help="Samples: the budget counts prompts too.")
     ] = False,
@@ -119,6 +112,7 @@ def learn(
     """Learn a copy of a teacher from its next-token laws, or from samples alone."""
     check_destination(out, overwrite=overwrite)
     form = _form(form, stationary=stationary)
+    limits = read_budget(budget, queries=access is Access.LAWS)
     of_laws = {"verify": verify, "tolerance": tolerance, "mismatch": mismatch}
     of_samples = {"student": kind, "states": states, "projection": projection}
     of_samples["count-prompts"] = count_prompts or None
@@ -129,9 +123,10 @@ def learn(
         exact = ExactSettings(
             structure=_STRUCTURES.get(form), **({"max_tokens": 1000} | shared | named)
         )
-        source = open_teacher(teacher)
-        confirm_spending(source, queries=budget, generated=0, yes=yes)
-        with Ledger(source, Budget(queries=budget), seed, file=ledger_file, job="learn") as ledger:
+        source = open_within(teacher, limits)
+        confirm_spending(source, queries=limits.plain, generated=0, yes=yes)
+        wall = budget_of(source, limits, queries=limits.plain)
+        with Ledger(source, wall, seed, file=ledger_file, job="learn") as ledger:
             found = learned(ledger, exact, seed, testing=form is Form.TEST)
         also = provenance(source)
         saved = save_result(found, out, teacher, exact, seed, overwrite=overwrite, also=also)
@@ -142,15 +137,18 @@ def learn(
             raise InputError("--structure test needs --access laws; choose another structure")
         if states is not None and kind is not Kind.HMM:
             raise InputError("--states belongs to --student hmm; add that or leave --states out")
+        count_prompts = count_prompts or limits.in_tokens
         settings = SampledSettings(
-            budget=SAMPLED_TOKENS if budget is None else budget,
+            budget=limits.tokens_or(SAMPLED_TOKENS),
             structure=_STRUCTURES.get(form),
             count_prompts=count_prompts,
             **(shared | _given({"kind": kind, "states": states, "projection": projection})),
         )
-        source = open_teacher(teacher)
+        source = open_within(teacher, limits)
         confirm_spending(source, queries=0, generated=settings.budget, yes=yes)
-        found = learned_from_samples(source, settings, seed, ledger_file)
+        counted = "tokens" if count_prompts else "sampled_tokens"
+        wall = budget_of(source, limits, **{counted: settings.budget})
+        found = learned_from_samples(source, settings, wall, seed, ledger_file)
         also = provenance(source)
         saved = save_result(found, out, teacher, settings, seed, overwrite=overwrite, also=also)
         done = found.report.check is None or found.report.check.contradicted == 0
@@ -199,11 +197,9 @@ def learned(
 
 
 def learned_from_samples(
-    teacher: Samples, settings: SampledSettings, seed: int, file: Path | None = None
+    teacher: Samples, settings: SampledSettings, wall: Budget, seed: int, file: Path | None = None
 ) -> SampledResult:
     """Run the learner from samples under a progress line, the budget a hard wall."""
-    budget = settings.budget
-    wall = Budget(tokens=budget) if settings.count_prompts else Budget(sampled_tokens=budget)
     with (
         Ledger(as_samples(teacher), wall, seed, file=file, job="learn") as ledger,
         learning_progress() as tell,

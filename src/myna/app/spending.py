@@ -26,7 +26,7 @@ def confirm_spending(
     Raises:
         InputError: where the answer is no, or nobody is there to answer.
     """
-    asked = _whole(teacher)
+    asked = whole_teacher(teacher)
     if not isinstance(asked, EndpointSamples):
         return
     endpoint = asked.asker.endpoint
@@ -51,17 +51,17 @@ def confirm_spending(
     if yes or small:
         return
     if not (sys.stdin.isatty() and typer.confirm("Go on?", err=True)):
-        raise InputError(f"{what}; add --yes to go on, or a smaller --budget")
+        raise InputError(f"{what}; add --yes to go on, or a smaller --budget (as 5money)")
 
 
-def _whole(teacher: Samples) -> Samples:
+def whole_teacher(teacher: Samples) -> Samples:
     """The teacher itself, where only part of its alphabet is used."""
     return teacher.whole if isinstance(teacher, RestrictedSamples | RestrictedLaws) else teacher
 
 
 def provenance(teacher: Samples) -> dict[str, Any]:
     """What a saved student keeps of its teacher: an endpoint's probe, what was thrown away."""
-    asked, found = _whole(teacher), rejected(teacher)
+    asked, found = whole_teacher(teacher), rejected(teacher)
     if isinstance(asked, EndpointSamples):
         found["probe"] = output.plain(asked.profile)
     return found

@@ -7,11 +7,14 @@ The units:
     tokens sent        lengths of the prefixes that reached the teacher, added up
     tokens received    lengths of the completions that came back
     cache hit          a question that an earlier answer settled; it costs nothing
+    money              what the tokens cost by a Price, retries not in it
 """
 
 import dataclasses
 
-from myna.errors import BudgetExhausted
+from myna.errors import BudgetExhausted, InputError
+
+_UNIT = 1_000_000  # tokens that a price is for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,36 @@ class Account:
 
 
 @dataclasses.dataclass(frozen=True)
+class Price:
+    """What questions cost, as prices for a million tokens.
+
+    sent, received: money for a million tokens
+    opening: tokens that stand before every prompt
+    scored: a law is read from so many scored prompts, each a token longer; 0: from one answer
+    """
+
+    sent: float = 0.0
+    received: float = 0.0
+    opening: int = 0
+    scored: int = 0
+
+    def tokens(self, spent: Account) -> tuple[int, int]:
+        """Tokens billed as sent and as received; a law or a scored prompt brings one back.
+
+        Where laws are scored, each prompt token of the account may belong to a law.
+        """
+        prompts = spent.next_token_queries * (self.scored or 1)
+        sent = spent.tokens_sent * (self.scored or 1) + prompts * (self.opening + bool(self.scored))
+        sent += spent.completions * self.opening
+        return sent, spent.tokens_received + prompts
+
+    def of(self, spent: Account) -> float:
+        """Money."""
+        sent, received = self.tokens(spent)
+        return (sent * self.sent + received * self.received) / _UNIT
+
+
+@dataclasses.dataclass(frozen=True)
 class Budget:
     """Upper limits on an account; None means no limit.
 
@@ -58,12 +91,26 @@ class Budget:
     completions: completions
     tokens: tokens sent plus tokens received
     sampled_tokens: tokens received, those that the teacher generated
+    money: in the unit of `price`
+    price: what questions cost; needed where money is limited
     """
 
     queries: int | None = None
     completions: int | None = None
     tokens: int | None = None
     sampled_tokens: int | None = None
+    money: float | None = None
+    price: Price | None = None
+
+    def __post_init__(self):
+        """Refuse money without a price."""
+        if self.money is not None and self.price is None:
+            raise InputError("a budget in money needs a price; give price_sent and price_received")
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether completions must be of bounded length to keep to it."""
+        return (self.tokens, self.sampled_tokens, self.money) != (None, None, None)
 
     def check(self, spent: Account, where: str = "") -> None:
         """Raise BudgetExhausted where an account would exceed a limit.
@@ -75,6 +122,7 @@ class Budget:
             ("completions", self.completions, spent.completions),
             ("tokens", self.tokens, spent.tokens_sent + spent.tokens_received),
             ("sampled tokens", self.sampled_tokens, spent.sampled_tokens),
+            ("in money", self.money, self.price.of(spent) if self.price else 0.0),
         ):
             if limit is not None and amount > limit:
                 raise BudgetExhausted(

@@ -13,6 +13,7 @@ asked again are not in it: a server that keeps Idempotency-Keys bills them once.
 
 import dataclasses
 
+from myna.teachers.account import Account, Price
 from myna.teachers.endpoint import EndpointSamples
 from myna.teachers.probe_record import Access
 
@@ -40,16 +41,23 @@ def most_cost(teacher: EndpointSamples, queries: int | None, generated: int | No
 
     queries, generated: the budget; whichever is not asked is 0, None is no limit
     """
-    vocabulary, horizon = teacher.asker.vocabulary, teacher.spec.horizon
+    horizon = teacher.spec.horizon
     if queries is None or generated is None or horizon is None:
         return None
-    prompt = len(vocabulary.begin) + horizon - 1
-    scored = teacher.profile.access is Access.SCORES
-    prompts = queries * (teacher.spec.num_tokens if scored else 1)
-    sent = prompts * (prompt + scored) + generated * prompt
-    received = prompts + generated
+    longest = (queries + generated) * (horizon - 1)
+    price = price_of(teacher)
+    most = Account(queries, generated, longest, generated)
     endpoint = teacher.asker.endpoint
-    if endpoint.price_sent is None and endpoint.price_received is None:
-        return Cost(sent, received, None)
-    millions = sent * (endpoint.price_sent or 0.0) + received * (endpoint.price_received or 0.0)
-    return Cost(sent, received, millions / 1e6)
+    priced = (endpoint.price_sent, endpoint.price_received) != (None, None)
+    return Cost(*price.tokens(most), price.of(most) if priced else None)
+
+
+def price_of(teacher: EndpointSamples) -> Price:
+    """What its questions cost, each as long as the ledger counts it; retries not in it."""
+    endpoint, scored = teacher.asker.endpoint, teacher.profile.access is Access.SCORES
+    return Price(
+        sent=endpoint.price_sent or 0.0,
+        received=endpoint.price_received or 0.0,
+        opening=len(teacher.asker.vocabulary.begin),
+        scored=teacher.spec.num_tokens if scored else 0,
+    )

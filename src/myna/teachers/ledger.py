@@ -180,8 +180,7 @@ class Ledger:
         """Raise BudgetExhausted where the answers to all parts could exceed the budget."""
         most = [part.most_received(self.spec) for part in parts]
         bounded = [tokens for tokens in most if tokens is not None]
-        limited = (self._budget.tokens, self._budget.sampled_tokens) != (None, None)
-        if limited and len(bounded) < len(most):
+        if self._budget.counts_tokens and len(bounded) < len(most):
             raise BudgetExhausted(
                 "a token budget cannot be kept on completions of unbounded length; say max_tokens"
             )

@@ -224,7 +224,7 @@ class LedgerFile:
     def _fit(self, parts: list[Question], most: list[Account]) -> None:
         if not parts:
             return
-        limited = (self._budget.tokens, self._budget.sampled_tokens) != (None, None)
+        limited = self._budget.counts_tokens
         draws = [part.request for part in parts if part.kind == "draw"]
         if limited and any(request.most_received(self.spec) is None for request in draws):
             raise BudgetExhausted(
