@@ -34,6 +34,7 @@ ZOO = [
     "zoo:unigram?symbols=3&horizon=4",
     "zoo:markov?symbols=3&horizon=4",
     "zoo:logit2?length=5",
+    "zoo:isan?dim=2&symbols=3&horizon=4",
 ]
 
 
@@ -89,6 +90,10 @@ def students():
     found["hidden form"] = form.model
     found["projected"] = projected(found[f"copy of {ZOO[1]}"])
     found["hmm"] = open_teacher(ZOO[1])
+    found["isan"] = open_teacher("zoo:isan?dim=3&symbols=3&horizon=5").student
+    found["isan, stationary"] = open_teacher(
+        "zoo:isan?dim=2&symbols=4&horizon=5&varying=false"
+    ).student
     found["function, stepped"] = PrefixState(function_teacher())
     return found
 

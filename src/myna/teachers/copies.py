@@ -2,11 +2,13 @@
 
 A saved copy is a folder of two plain files, nothing executable:
 
-    model.safetensors   "first", and "laws.t", "change.t" for each stored step t;
-                        with a projection also what its regions hold
+    model.safetensors   "first", and "laws.t", "change.t" for each stored step t ("logits.t"
+                        in log-probability space); with a projection also what its
+                        regions hold
     model.json          format and version, language, basis histories, and provenance:
                         what it was learned from, settings, cost, commit;
-                        version 2 adds "projection", the regions of a projected model
+                        version 2 adds "projection", the regions of a projected model;
+                        version 3 says "space": "logits"
 
 A model without a projection is still written as version 1, which older readers take.
 Saving is atomic: the folder appears whole or not at all.
@@ -28,6 +30,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import FormatError, InputError
+from myna.lowrank.isan import Isan, IsanStep
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.projected import ProjectedModel, describe_regions, read_regions
 from myna.lowrank.step import Step
@@ -37,7 +40,7 @@ from myna.teachers.files import check_plain, read_json
 from myna.teachers.stepped import SteppedTeacher
 
 FORMAT = "myna low-rank model"
-VERSION = 2  # of a projected model; others are version 1
+VERSION = 3  # of a network in log-probability space; projected models are 2, others 1
 _TENSORS, _TEXT = "model.safetensors", "model.json"
 
 
@@ -81,17 +84,17 @@ class SavedCopy:
     """A copy read from disk.
 
     model: the student
-    low_rank: the low-rank model in it, before any projection
+    low_rank: the low-rank model in it, before any projection (a network as it is)
     projection: the kind of set that coefficients are kept in, None for none
     about: where it comes from (teacher, settings, report, commit), as saved
     """
 
-    model: LowRankModel | ProjectedModel
+    model: LowRankModel | ProjectedModel | Isan
     about: dict[str, Any]
 
     @property
-    def low_rank(self) -> LowRankModel:
-        """Laws and changes of basis."""
+    def low_rank(self) -> LowRankModel | Isan:
+        """Laws or logits, and changes of basis."""
         return self.model.model if isinstance(self.model, ProjectedModel) else self.model
 
     @property
@@ -112,7 +115,7 @@ def save_copy(
 
     Raises:
         InputError: where the folder exists and is not to be, or cannot be, replaced; for a
-            student that is neither a low-rank model nor a projected one.
+            student that is neither a low-rank model, a projected one, nor a network.
     """
     check_destination(folder, overwrite=overwrite)
     tensors, described = _described(model)
@@ -134,14 +137,16 @@ def save_copy(
 def _described(model: Student) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A model as named tensors and JSON types; `_assembled` undoes it."""
     inner = model.model if isinstance(model, ProjectedModel) else model
-    if not isinstance(inner, LowRankModel):
+    if not isinstance(inner, LowRankModel | Isan):
         raise InputError(
-            f"only a low-rank model or a projected one can be saved, got {type(inner).__name__}"
+            "only a low-rank model, a projected one, or an input-switched affine network can be "
+            f"saved, got {type(inner).__name__}"
         )
     tensors = {"first": inner.first.cpu().contiguous()}
     for t, step in enumerate(inner.steps):
-        tensors[f"laws.{t}"] = step.laws.cpu().contiguous()
-        tensors[f"change.{t}"] = step.change.cpu().contiguous()
+        named = {"logits": step.logits} if isinstance(step, IsanStep) else {"laws": step.laws}
+        for name, table in {**named, "change": step.change}.items():
+            tensors[f"{name}.{t}"] = table.cpu().contiguous()
     text = {
         "format": FORMAT,
         "version": 1,
@@ -149,9 +154,11 @@ def _described(model: Student) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "ranks": list(inner.ranks),
         "histories": [[list(h) for h in step.histories] for step in inner.steps],
     }
+    if isinstance(model, Isan):
+        return tensors, text | {"version": VERSION, "space": "logits"}
     if isinstance(model, ProjectedModel):
         held, projection = describe_regions(model.regions, model.divergence)
-        return tensors | held, text | {"version": VERSION, "projection": projection}
+        return tensors | held, text | {"version": 2, "projection": projection}
     return tensors, text
 
 
@@ -228,9 +235,11 @@ def load_copy(folder: Path) -> SavedCopy:
 
 def _assembled(
     spec: Spec, tensors: dict[str, Tensor], text: dict[str, Any]
-) -> LowRankModel | ProjectedModel:
+) -> LowRankModel | ProjectedModel | Isan:
     """The model, with a fingerprint of the numbers read."""
     histories = text["histories"]
+    if text["version"] == VERSION:
+        return _network(spec, tensors, histories)
     steps = tuple(
         Step(tensors[f"laws.{t}"], tensors[f"change.{t}"], tuple(tuple(h) for h in histories[t]))
         for t in range(len(text["ranks"]))
@@ -241,6 +250,15 @@ def _assembled(
     return ProjectedModel.of(model, *read_regions(tensors, text["projection"]))
 
 
+def _network(spec: Spec, tensors: dict[str, Tensor], histories: list[list[list[int]]]) -> Isan:
+    """A network in log-probability space."""
+    steps = tuple(
+        IsanStep(tensors[f"logits.{t}"], tensors[f"change.{t}"], tuple(tuple(h) for h in rows))
+        for t, rows in enumerate(histories)
+    )
+    return Isan.of(spec, tensors["first"], steps)
+
+
 def _read_text(folder: Path) -> dict[str, Any]:
     """The JSON part, with format and version checked."""
     path = folder / _TEXT
@@ -249,7 +267,7 @@ def _read_text(folder: Path) -> dict[str, Any]:
     text = read_json(path)
     if not isinstance(text, dict) or text.get("format") != FORMAT:
         raise FormatError(f"{path} is not a {FORMAT!r}; give a folder that `myna learn` wrote")
-    if text.get("version") not in (1, VERSION):
+    if text.get("version") not in (1, 2, VERSION):
         raise FormatError(
             f"{path} has format version {text.get('version')!r} and this myna reads 1 to {VERSION}; "
             "use the myna that wrote it, or learn again"
