@@ -10,12 +10,14 @@ of whole strings is at most the sum over cuts of its mean under the teacher's pr
 """
 
 import dataclasses
+import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from myna.lowrank.student import State, Student, Strings
+from myna.lowrank.student import State, Strings, Student, stacked
 from myna.teachers.ledger import LawsView
 from myna.teachers.prefixes import Prefixes
 
@@ -38,7 +40,7 @@ class Compared:
     misses: the strings with a deviation above the mismatch, in the order of their positions
     """
 
-    deviations: tuple[Float[Tensor, " string"], ...]
+    deviations: tuple[Float[Tensor, " _"], ...]
     misses: tuple[Miss, ...]
 
     @property
@@ -53,27 +55,47 @@ class Compared:
 
 
 class FreshStrings:
-    """Draws strings from both sides, never the teacher's same draw twice."""
+    """Draws whole strings from both sides, never the teacher's same draw twice.
+
+    histories, strings: the fewest prefixes and the fewest strings of a call
+    max_tokens: without a horizon, strings are cut at this length
+    """
 
     def __init__(
-        self, view: LawsView, generator: torch.Generator, count: int, max_tokens: int | None
+        self,
+        view: LawsView,
+        generator: torch.Generator,
+        *,
+        histories: int,
+        strings: int,
+        max_tokens: int | None,
     ):
         """Open the verification stream at its first draw."""
         self._view = view
         self._generator = generator
-        self._count = count
+        self._histories, self._strings = histories, strings
         self._limit = max_tokens if view.spec.horizon is None else None
         self._next_draw = 0
 
     def from_teacher(self) -> Strings:
-        """`count` further strings of the teacher."""
-        answer = self._view.draw_by_laws(self._count, self._next_draw, self._limit)
-        self._next_draw += self._count
-        return Strings(answer.tokens[0], answer.lengths[0])
+        """Further strings of the teacher."""
+        return self._enough(self._drawn)
 
     def from_student(self, student: Student) -> Strings:
-        """`count` strings of the copy."""
-        return student.sample(self._count, self._generator, self._limit)
+        """Strings of the copy."""
+        return self._enough(lambda count: student.sample(count, self._generator, self._limit))
+
+    def _drawn(self, count: int) -> Strings:
+        answer = self._view.draw_by_laws(count, self._next_draw, self._limit)
+        self._next_draw += count
+        return Strings(answer.tokens[0], answer.lengths[0])
+
+    def _enough(self, sample: Callable[[int], Strings]) -> Strings:
+        batch = sample(self._strings)
+        while (seen := int(batch.lengths.sum())) < self._histories:
+            mean = max(1.0, seen / len(batch.lengths))
+            batch = stacked(batch, sample(math.ceil((self._histories - seen) / mean)))
+        return batch
 
 
 def compare(view: LawsView, student: Student, batch: Strings, mismatch: float) -> Compared:

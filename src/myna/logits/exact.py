@@ -115,7 +115,13 @@ def _rounds(
 ) -> tuple[LogitOutcome, str]:
     """Close, verify, repair, until nothing is wrong or nothing can be mended."""
     view = ledger.laws("verify")
-    fresh = FreshStrings(view, generator, settings.verify_strings, settings.max_tokens)
+    fresh = FreshStrings(
+        view,
+        generator,
+        histories=settings.verify_histories,
+        strings=settings.verify_strings,
+        max_tokens=settings.max_tokens,
+    )
 
     def tell(stage: str) -> None:
         rank = max(run.student.ranks) if run.student else 1

@@ -27,8 +27,9 @@ class LogitSettings:
     mismatch: a law off by more than this (total variation) is a counterexample
     spanner_bound: C, the largest coefficient that a candidate may need
     max_rank: the cap; above it the result is "not low rank"
-    verify_strings: fresh strings from the teacher, and as many from the copy, whose laws are
-        compared at every prefix
+    verify_histories: fresh histories at which laws are compared, from the teacher and again
+        from the copy: all prefixes of whole strings
+    verify_strings: the fewest strings these come from, on each side
     max_tokens: without a horizon, cut fresh strings at this length
     max_rounds: how many times to repair and verify again
     """
@@ -38,7 +39,8 @@ class LogitSettings:
     mismatch: float = 1e-8
     spanner_bound: float = 2.0
     max_rank: int = 256
-    verify_strings: int = 32
+    verify_histories: int = 1000
+    verify_strings: int = 16
     max_tokens: int = 1000
     max_rounds: int = 200
 
@@ -51,7 +53,7 @@ class LogitSettings:
             )
         if self.spanner_bound <= 1:
             raise InputError(f"the spanner bound must exceed 1, got {self.spanner_bound}")
-        for name in ("max_rank", "verify_strings", "max_tokens", "max_rounds"):
+        for name in ("max_rank", "verify_histories", "verify_strings", "max_tokens", "max_rounds"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
 

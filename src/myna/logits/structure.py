@@ -65,9 +65,7 @@ class Split:
     word: History
 
 
-def find_split(
-    network: Isan, miss: Miss, table_at, basis_at, tolerance: float
-) -> Split | None:
+def find_split(network: Isan, miss: Miss, table_at, basis_at, tolerance: float) -> Split | None:
     """Bisect one miss; None where the table explains it within the tolerance."""
     string = miss.string[: miss.position]
     path = coefficients_along(network, string)
