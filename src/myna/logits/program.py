@@ -1,0 +1,221 @@
+"""Coefficients along a string by a linear program over all its cuts.
+
+Each cut s holds the logits of a few histories h_s1 ... h_sd. After a prefix y_1 ... y_t+1 of a
+string the coefficients c_0 = 1, c_1 ... c_t of all earlier cuts are a solution of
+
+    minimise e   over c_1 ... c_t
+    |sum_i c_s,i z(f | h_s,i) - sum_i c_s-1,i z(y_s f | h_s-1,i)| <= e     f in F_s,  s = 1 .. t
+    |c_s,i| <= bound,
+
+and the logits are z(o) = sum_i c_t,i z(y_t+1 o | h_t,i). Coefficients that a product of
+changes of basis would let grow are held within the bound at every cut, and a later token may
+change earlier ones. Source: Golowich, Liu and Shetty (arXiv 2512.09892), coefficient growth
+through a linear program, in the form that solves anew at each prefix without c_t+1.
+
+We differ in that e is minimised and reported, not fixed at zero: a prefix has no solution
+where e exceeds what the caller allows; constraints stand in an orthonormal basis of the
+rows' span, which for exact rank says the same with fewer of them; and each prefix's program
+starts from its parent's final basis. So that the model is a function of the prefix, a
+prefix is always reached by adding its tokens one by one, in the same order of pivots.
+"""
+
+import dataclasses
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from myna.errors import InputError
+from myna.lowrank.student import State, StepInfo, Strings, sample_by_steps, score_by_steps
+from myna.spec import Spec, fingerprint
+
+History = tuple[int, ...]
+LP_TOLERANCE = 1e-9  # to which constraints hold and the optimum is optimal; HiGHS's scale, nats
+_WALKS = 512  # programs kept open at once
+_LAWS = 200_000  # logits kept
+
+
+@dataclasses.dataclass(frozen=True)
+class CutRows:
+    """What is stored at one cut.
+
+    histories: h_1 ... h_d
+    own: (rank, constraint), their logits on the cut's futures F_s, in a basis of the rows' span
+    after: (rank, token, next_constraint), their logits on y F_s+1, in the next cut's basis
+    logits: (rank, token), z(o | h_i)
+    following: (rank, token, next_token), z(o | h_i y); zero where y ends the sequence or the
+        horizon does
+    """
+
+    histories: tuple[History, ...]
+    own: Float[Tensor, "rank constraint"]
+    after: Float[Tensor, "rank token next_constraint"]
+    logits: Float[Tensor, "rank token"]
+    following: Float[Tensor, "rank token next_token"]
+
+
+class Walk:
+    """The program of one prefix, extended token by token."""
+
+    def __init__(self, cuts: tuple[CutRows, ...], bound: float):
+        """The empty prefix: c_0 = 1 and nothing to solve."""
+        self._cuts, self._bound = cuts, bound
+        self._solver = _solver()
+        self._prefix: list[int] = []
+        self.coefficients = [torch.ones(1, dtype=torch.float64)]
+        self.error = 0.0
+
+    def push(self, token: int) -> Float[Tensor, " token"]:
+        """Read a token; the logits after it (nats, centred up to the program's error)."""
+        t = len(self._prefix)
+        if t:
+            self._add(t)
+            self._solve(t)
+        self._prefix.append(token)
+        return self.coefficients[t] @ self._cuts[t].following[:, token]
+
+    def _add(self, s: int) -> None:
+        """The variables and constraints of cut s, reached by the last token."""
+        here, before = self._cuts[s], self._cuts[s - 1]
+        rank, constraints = here.own.shape
+        start = 1 + sum(len(c) for c in self.coefficients[1:])
+        self._solver.addVars(rank, [-self._bound] * rank, [self._bound] * rank)
+        source = before.after[:, self._prefix[-1]]
+        known = source[0] if s == 1 else torch.zeros(constraints, dtype=torch.float64)
+        names = [*range(start, start + rank)]
+        blocks = [here.own]
+        if s > 1:
+            names = [*range(start - len(source), start), *names]
+            blocks = [-source, here.own]
+        table = torch.cat(blocks).T.tolist()
+        infinity = self._solver.getInfinity()
+        for row, constant in zip(table, known.tolist(), strict=True):
+            width = len(names) + 1
+            self._solver.addRow(-infinity, constant, width, [0, *names], [-1.0, *row])
+            self._solver.addRow(constant, infinity, width, [0, *names], [1.0, *row])
+
+    def _solve(self, t: int) -> None:
+        self._solver.run()
+        values = torch.tensor(self._solver.getSolution().col_value, dtype=torch.float64)
+        self.error = float(values[0])
+        sizes = [1, *(len(self._cuts[s].own) for s in range(1, t + 1))]
+        self.coefficients = [self.coefficients[0], *values.split(sizes)[1:]]
+
+
+def _solver():
+    """HiGHS with one variable, the error e >= 0, of cost one."""
+    try:  # optional
+        import highspy  # noqa: PLC0415
+    except ImportError as error:
+        raise InputError(
+            "the linear program needs the HiGHS solver; install it with pip install 'myna[lp]'"
+        ) from error
+    solver = highspy.Highs()
+    for name, value in (
+        ("log_to_console", False),
+        ("output_flag", False),
+        ("threads", 1),
+        ("solver", "simplex"),
+        ("presolve", "off"),
+        ("primal_feasibility_tolerance", LP_TOLERANCE),
+        ("dual_feasibility_tolerance", LP_TOLERANCE),
+    ):
+        solver.setOptionValue(name, value)
+    solver.addVar(0.0, solver.getInfinity())
+    solver.changeColCost(0, 1.0)
+    return solver
+
+
+class ProgramModel:
+    """The model that the programs define: a Student whose state is the prefix.
+
+    cuts: rows of every cut, 0 .. horizon - 1
+    bound: the largest |coefficient|
+    allowed: the largest error e (nats) of a prefix with a solution; others get the uniform law
+    """
+
+    def __init__(self, language: Spec, cuts: tuple[CutRows, ...], bound: float, allowed: float):
+        """Keep the rows, with a fingerprint of them."""
+        if language.horizon is None or len(cuts) != language.horizon:
+            raise InputError(
+                f"a program needs the rows of every cut: a horizon of {language.horizon}, and "
+                f"{len(cuts)} cuts came"
+            )
+        tables = [table for cut in cuts for table in (cut.own, cut.after, cut.logits)]
+        mark = fingerprint("logit program", language.alphabet, language.stop, bound, *tables)
+        self._spec = dataclasses.replace(language, fingerprint=mark)
+        self.cuts, self._bound, self._allowed = cuts, bound, allowed
+        self._walks: dict[History, Walk] = {}
+        self._laws: dict[History, Tensor] = {}
+        self.solves, self.worst_error, self.without_solution = 0, 0.0, 0
+
+    @property
+    def spec(self) -> Spec:
+        """Alphabet, stop token, horizon and fingerprint."""
+        return self._spec
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Histories at each cut."""
+        return tuple(len(cut.histories) for cut in self.cuts)
+
+    def initial(self, batch: int) -> State:
+        """No token read yet: vectors of width zero."""
+        return State(torch.empty((batch, 0), dtype=torch.float64), 0)
+
+    def law(self, state: State) -> Float[Tensor, "batch token"]:
+        """Log Q(o | x): each distinct prefix solved once (nats)."""
+        rows = [tuple(row) for row in state.vector.long().tolist()]
+        found = {row: self._law_after(row) for row in dict.fromkeys(rows)}
+        if not rows:
+            return torch.empty((0, self.spec.num_tokens), dtype=torch.float64)
+        return torch.stack([found[row] for row in rows])
+
+    def step(self, state: State, tokens: Int[Tensor, " batch"]) -> tuple[State, StepInfo]:
+        """Append the token; its probability is read from the law before it."""
+        log_prob = self.law(state).gather(1, tokens[:, None])[:, 0]
+        vector = torch.cat([state.vector, tokens[:, None].double()], 1)
+        return State(vector, state.position + 1), StepInfo(log_prob)
+
+    def score(self, strings: Strings) -> Float[Tensor, " batch"]:
+        """Log Q(x) in nats, one a sequence."""
+        return score_by_steps(self, strings)
+
+    def sample(
+        self, count: int, generator: torch.Generator, max_tokens: int | None = None
+    ) -> Strings:
+        """`count` independent sequences from Q."""
+        return sample_by_steps(self, count, generator, max_tokens)
+
+    def coefficients_after(self, prefix: History) -> list[Float[Tensor, " _"]]:
+        """The solution c_0 ... c_t-1 of the program of a prefix of t > 0 tokens."""
+        return self._walked(prefix)[0].coefficients
+
+    def _law_after(self, prefix: History) -> Float[Tensor, " token"]:
+        if not prefix:
+            return self.cuts[0].logits[0].log_softmax(0)
+        if prefix not in self._laws:
+            walk, logits = self._walked(prefix)
+            self.solves += 1
+            self.worst_error = max(self.worst_error, walk.error)
+            if walk.error > self._allowed:
+                self.without_solution += 1
+                logits = torch.zeros_like(logits)
+            if len(self._laws) >= _LAWS:
+                self._laws.clear()
+            self._laws[prefix] = logits.log_softmax(0)
+        return self._laws[prefix]
+
+    def _walked(self, prefix: History) -> tuple[Walk, Float[Tensor, " token"]]:
+        """The program of a prefix: its parent's extended, or all tokens from the start."""
+        walk = self._walks.pop(prefix[:-1], None)
+        rest = prefix[-1:]
+        if walk is None:
+            walk, rest = Walk(self.cuts, self._bound), prefix
+        logits = torch.zeros(self.spec.num_tokens, dtype=torch.float64)
+        for token in rest:
+            logits = walk.push(token)
+        if len(self._walks) >= _WALKS:
+            del self._walks[next(iter(self._walks))]
+        self._walks[prefix] = walk
+        return walk, logits
