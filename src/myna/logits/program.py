@@ -19,7 +19,11 @@ starts from its parent's final basis. So that the model is a function of the pre
 prefix is always reached by adding its tokens one by one, in the same order of pivots.
 """
 
+import contextlib
 import dataclasses
+import os
+import sys
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -110,7 +114,8 @@ def _solver():
         raise InputError(
             "the linear program needs the HiGHS solver; install it with pip install 'myna[lp]'"
         ) from error
-    solver = highspy.Highs()
+    with _standard_output_kept():
+        solver = highspy.Highs()
     for name, value in (
         ("log_to_console", False),
         ("output_flag", False),
@@ -124,6 +129,19 @@ def _solver():
     solver.addVar(0.0, solver.getInfinity())
     solver.changeColCost(0, 1.0)
     return solver
+
+
+@contextlib.contextmanager
+def _standard_output_kept() -> Iterator[None]:
+    """HiGHS greets on standard output, which is the caller's: sent to standard error instead."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 class ProgramModel:

@@ -16,12 +16,13 @@ Source: Golowich, Liu and Shetty (arXiv 2512.09892), algorithms 1 and 2, as corr
 (all one-token futures from the start, entries of two-token futures kept, no c_t+1). We
 differ in checking the law first, one query a prefix, and looking for a witness only where
 it is off; in taking several witnesses an epoch, each with every last token, as one law shows
-them all, and trying them at the other cuts; and in keeping only as many histories as the
+them all, and trying them at the other cuts; in spanners of less than the programs' bound; and in keeping only as many histories as the
 rank, which makes the constants of the proof (in their form, thousands of epochs) needless
 where the rank is exact.
 """
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Sequence
 
@@ -37,10 +38,11 @@ from myna.logits.report import LogitOutcome, LogitRefusal, LogitVerification
 from myna.logits.table import History, LogitRankExceeded, LogitTable
 from myna.lowrank.student import Strings
 from myna.teachers.account import Account
-from myna.teachers.ledger import LawsView, Ledger
+from myna.teachers.ledger import Ledger
 from myna.teachers.prefixes import Prefixes
 
 _FIRST_STRINGS = 16
+_SPANNER_BOUND = 1.1  # below the programs' bound: the slack is what fresh histories may need
 _MISSES_AN_EPOCH = 4
 
 
@@ -51,7 +53,7 @@ class ProvableSettings:
     tolerance: rows of centred logits within this Euclidean distance (nats) of a span lie in it
     allowed: the largest error e (nats) of a program that counts as solved
     mismatch: a law off by more than this (total variation) is wrong
-    bound: the largest |coefficient|, in spanners and in programs
+    bound: the largest |coefficient| in programs; spanners are chosen with less
     max_rank: the cap on histories kept at a cut
     verify_strings: fresh strings of the teacher, and as many of the copy, in each check
     max_strings: the most strings that histories are taken from
@@ -74,8 +76,10 @@ class ProvableSettings:
                 "tolerance and allowed error must be positive and the mismatch lie between 0 and "
                 f"1, got {self.tolerance}, {self.allowed} and {self.mismatch}"
             )
-        if self.bound <= 1:
-            raise InputError(f"the bound on coefficients must exceed 1, got {self.bound}")
+        if self.bound <= _SPANNER_BOUND:
+            raise InputError(
+                f"the bound on coefficients must exceed {_SPANNER_BOUND}, got {self.bound}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,12 +221,18 @@ class _Run:
         self._progress(LogitProgress(stage, self.epoch, rank, queries))
 
     def _draw(self, count: int) -> None:
-        """More strings of the teacher; their prefixes are histories to choose among."""
+        """More strings of the teacher; their prefixes are histories to choose among.
+
+        After one token all histories are, once they cost no more than the draws: a rare first
+        token is no small part of the few there are.
+        """
         drawn = self._view.draw_by_laws(count, self.drawn, None)
         self.drawn += count
         for row in Prefixes(*Strings(drawn.tokens[0], drawn.lengths[0])).rows():
             for t in range(len(row)):
                 self._seen[t][row[:t]] = None
+        if len(self._tables) > 1 and len(self._tokens) <= self.drawn:
+            self._seen[1] |= dict.fromkeys((y,) for y in self._tokens)
 
     def _extended(self, t: int) -> list[History]:
         """The words of F_t and of all y F_t+1."""
@@ -247,7 +257,7 @@ class _Run:
         basis = self._tables[t].span(
             list(self._seen[t]),
             (),
-            bound=settings.bound,
+            bound=_SPANNER_BOUND,
             tolerance=settings.tolerance,
             max_rank=settings.max_rank,
         )
@@ -340,7 +350,7 @@ class _Run:
             c @ self._tables[s].peek(model.cuts[s].histories, [string[s:]])[:, 0]
             for s, c in enumerate(path)
         ]
-        residuals = [float((b - a).abs().max()) for a, b in zip(combined, combined[1:], strict=False)]
+        residuals = [float((b - a).abs().max()) for a, b in itertools.pairwise(combined)]
         worst = max(range(len(residuals)), key=residuals.__getitem__)
         cut = worst + 1
         return cut, string[cut:]
