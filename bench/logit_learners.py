@@ -1,6 +1,7 @@
 """Learners in logit space on random networks: exactness, queries, size, noise, samples.
 
     python bench/logit_learners.py exact     dimensions 4, 8, 16, ten seeds, both learners
+    python bench/logit_learners.py solved    the same linear programs, each given to HiGHS
     python bench/logit_learners.py size      the largest dimension of the linear program's learner
     python bench/logit_learners.py noise     errors along strings under noise in the logits
     python bench/logit_learners.py ranks     rank of probabilities beside logit rank
@@ -24,7 +25,7 @@ from results import FOLDER, save
 from myna.app.picture import write_picture
 from myna.logits.check import compare
 from myna.logits.exact import learn_logits
-from myna.logits.program import LP_TOLERANCE
+from myna.lowrank.program import LP_TOLERANCE
 from myna.logits.provable import ProvableSettings, learn_provably
 from myna.logits.report import LogitSettings
 from myna.lowrank.isan import Isan, IsanStep
@@ -36,6 +37,7 @@ from myna.teachers.zoo import LogitTwo, Parity, RandomIsan
 DIMS, SEEDS = (4, 8, 16), tuple(range(10))
 MEASURED = 100  # strings from each side on which a copy is measured
 MINUTES = 10.0
+ALL_SOLVED = "linear program, all solved"
 
 
 def generator(seed: int) -> torch.Generator:
@@ -83,10 +85,10 @@ def good(row: dict) -> bool:
 def worst(teacher, student, seed: int, count: int = MEASURED) -> dict:
     """The largest next-token total variation on fresh strings of either side."""
     view = Ledger(teacher).laws("measure")
-    sides = {"teacher": teacher, "student": student}
+    sides = (("teacher", teacher, seed), ("student", student, 1_000_000 + seed))
     return {
-        f"worst_{name}": compare(view, student, model.sample(count, generator(seed)), 2.0).worst
-        for name, model in sides.items()
+        f"worst_{name}": compare(view, student, model.sample(count, generator(own)), 2.0).worst
+        for name, model, own in sides
     }
 
 
@@ -97,11 +99,13 @@ def measured(learner: str, family: RandomIsan) -> dict:
         found = learn_logits(ledger, LogitSettings(), generator(0))
         more = {"rounds": found.report.rounds}
     else:
-        found = learn_provably(ledger, ProvableSettings(), generator(0))
+        settings = ProvableSettings(shortcut=learner == "linear program")
+        found = learn_provably(ledger, settings, generator(0))
         report = found.report
         more = {"rounds": report.epochs, "restarts": report.restarts, "strings": report.strings}
+        more |= {"programs": report.programs, "solves": report.solves}
     accounts = found.report.accounts
-    count = MEASURED if learner == "exact rank" else MEASURED // 4
+    count = MEASURED // 4 if learner == ALL_SOLVED else MEASURED
     return {
         "learner": learner,
         "dim": family.dim,
@@ -112,8 +116,19 @@ def measured(learner: str, family: RandomIsan) -> dict:
         "verify_queries": accounts["verify"].next_token_queries,
         "seconds": found.report.seconds,
         **more,
+        "strings_measured": count,
         **worst(teacher, found.student, 100 + family.seed, count),
     }
+
+
+def solved() -> None:
+    """HiGHS at every prefix; saved as they come, since dimension 16 is slow."""
+    runs = []
+    for dim in DIMS:
+        for seed in SEEDS:
+            runs.append(measured(ALL_SOLVED, RandomIsan(dim=dim, seed=seed)))
+            print(runs[-1], flush=True)
+            save("logit_learners.solved", {"lp_tolerance": LP_TOLERANCE, "runs": runs})
 
 
 def exact() -> None:
@@ -160,34 +175,59 @@ def exact() -> None:
 
 
 class _OutOfTime(Exception):
-    """A run was ended between two of its stages."""
+    """The minutes of a run are over."""
+
+
+class Watched(CopyTeacher):
+    """A teacher that ends the run at its next question after a time."""
+
+    def __init__(self, network: Isan, seconds: float):
+        super().__init__(network)
+        self._end = time.perf_counter() + seconds
+
+    def laws(self, prefixes):
+        if time.perf_counter() > self._end:
+            raise _OutOfTime
+        return super().laws(prefixes)
 
 
 def size() -> None:
     runs = []
-    for dim in (8, 12, 16, 20, 24, 32, 40, 48, 64):
-        started = time.perf_counter()
+    for learner in ("linear program", ALL_SOLVED):
+        for dim in (8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256):
+            runs.append(timed(learner, dim))
+            print(runs[-1], flush=True)
+            save(
+                "logit_learners.size", {"minutes": MINUTES, "largest": largest(runs), "runs": runs}
+            )
+            if runs[-1]["outcome"] != "verified":
+                break
 
-        def watch(_, started=started):
-            if time.perf_counter() - started > 60 * MINUTES:
-                raise _OutOfTime
 
-        ledger = Ledger(RandomIsan(dim=dim, seed=0).teacher())
-        row = {"dim": dim, "seed": 0}
-        try:
-            report = learn_provably(ledger, ProvableSettings(), generator(0), watch).report
-            row |= {"outcome": report.outcome.value, "epochs": report.epochs}
-            row |= {"restarts": report.restarts, "largest_rank": max(report.ranks)}
-        except _OutOfTime:
-            row |= {"outcome": "ended"}
-        row["seconds"] = time.perf_counter() - started
-        row["queries"] = ledger.total().next_token_queries
-        runs.append(row)
-        print(row, flush=True)
-        if row["seconds"] > 60 * MINUTES:
-            break
-    done = [r["dim"] for r in runs if r["outcome"] == "verified" and r["seconds"] <= 60 * MINUTES]
-    save("logit_learners.size", {"minutes": MINUTES, "largest_dim": max(done), "runs": runs})
+def timed(learner: str, dim: int) -> dict:
+    """One run of the linear program's learner, within the minutes."""
+    started = time.perf_counter()
+    network = RandomIsan(dim=dim, seed=0).teacher().student
+    ledger = Ledger(Watched(network, 60 * MINUTES))
+    settings = ProvableSettings(shortcut=learner != ALL_SOLVED)
+    row = {"learner": learner, "dim": dim, "seed": 0}
+    try:
+        report = learn_provably(ledger, settings, generator(0)).report
+        row |= {"outcome": report.outcome.value, "epochs": report.epochs}
+        row |= {"restarts": report.restarts, "largest_rank": max(report.ranks, default=0)}
+    except _OutOfTime:
+        row |= {"outcome": "out of time"}
+    seconds = time.perf_counter() - started
+    return {**row, "seconds": seconds, "queries": ledger.total().next_token_queries}
+
+
+def largest(runs: list[dict]) -> dict:
+    """The largest dimension that each learner verified in time."""
+    return {
+        row["learner"]: row["dim"]
+        for row in runs
+        if row["outcome"] == "verified" and row["seconds"] <= 60 * MINUTES
+    }
 
 
 # -- noise ------------------------------------------------------------------------------
@@ -357,7 +397,7 @@ def block_values(teacher, cut: int) -> torch.Tensor:
     return torch.linalg.svdvals(whole / whole.sum(1, keepdim=True))
 
 
-PARTS = {"exact": exact, "size": size, "noise": noise, "ranks": ranks}
+PARTS = {"exact": exact, "solved": solved, "size": size, "noise": noise, "ranks": ranks}
 
 
 def main() -> None:

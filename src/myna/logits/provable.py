@@ -2,7 +2,7 @@
 
     rows      at each cut s, strings of the teacher give histories; a spanner of their logits on
               F_s and on all y F_s+1 is kept
-    check     the program's laws (`logits.program`) against the teacher's, on fresh strings
+    check     the program's laws (`lowrank.program`) against the teacher's, on fresh strings
     witness   where they differ, the cut whose residual on the rest of the string is largest
               gets that rest as a new future; then the next epoch
     restart   where a program has no solution, twice as many histories are drawn
@@ -33,7 +33,7 @@ from torch import Tensor
 from myna.errors import BudgetExhausted, InputError
 from myna.logits.check import FreshStrings, Miss, compare
 from myna.logits.exact import LogitProgress
-from myna.logits.program import CutRows, ProgramModel
+from myna.lowrank.program import CutRows, ProgramModel, require_solver
 from myna.logits.report import LogitOutcome, LogitRefusal, LogitVerification
 from myna.logits.table import History, LogitRankExceeded, LogitTable
 from myna.lowrank.student import Strings
@@ -54,6 +54,7 @@ class ProvableSettings:
     allowed: the largest error e (nats) of a program that counts as solved
     mismatch: a law off by more than this (total variation) is wrong
     bound: the largest |coefficient| in programs; spanners are chosen with less
+    shortcut: skip the solver where a change of basis is an optimum already
     max_rank: the cap on histories kept at a cut
     verify_strings: fresh strings of the teacher, and as many of the copy, in each check
     max_strings: the most strings that histories are taken from
@@ -64,6 +65,7 @@ class ProvableSettings:
     allowed: float = 1e-7
     mismatch: float = 1e-6
     bound: float = 2.0
+    shortcut: bool = True
     max_rank: int = 256
     verify_strings: int = 32
     max_strings: int = 1024
@@ -91,7 +93,7 @@ class ProvableReport:
     ranks: histories kept at each cut
     futures: words at each cut; with every last token they are F_s
     strings: strings of the teacher that histories were taken from
-    programs: prefixes solved in the last check
+    programs, solves: prefixes of the last check, and the solver's runs for these
     worst_error: the largest e (nats) of these
     verification: the last check, or None where there was none
     refusal: evidence, where a rank exceeds the cap
@@ -107,6 +109,7 @@ class ProvableReport:
     futures: tuple[tuple[History, ...], ...]
     strings: int
     programs: int
+    solves: int
     worst_error: float
     verification: LogitVerification | None
     refusal: LogitRefusal | None
@@ -137,6 +140,7 @@ def learn_provably(
         InputError: a law with a zero; a teacher without a horizon; no HiGHS.
     """
     started = time.perf_counter()
+    require_solver()
     run = _Run(ledger, settings, generator, progress)
     refusal = None
     try:
@@ -156,7 +160,8 @@ def learn_provably(
         ranks=model.ranks if model else (),
         futures=tuple(tuple(words) for words in run.words),
         strings=run.drawn,
-        programs=model.solves if model else 0,
+        programs=model.prefixes if model else 0,
+        solves=model.solves if model else 0,
         worst_error=model.worst_error if model else 0.0,
         verification=run.verification,
         refusal=refusal,
@@ -198,7 +203,11 @@ class _Run:
             self.epoch += 1
             self._tell("rows")
             self.model = ProgramModel(
-                self._view.spec, self._rows(), settings.bound, settings.allowed
+                self._view.spec,
+                self._rows(),
+                settings.bound,
+                settings.allowed,
+                shortcut=settings.shortcut,
             )
             self._tell("check")
             misses = self._verified()

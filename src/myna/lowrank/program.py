@@ -21,6 +21,8 @@ prefix is always reached by adding its tokens one by one, in the same order of p
 
 import contextlib
 import dataclasses
+import functools
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -57,34 +59,73 @@ class CutRows:
     logits: Float[Tensor, "rank token"]
     following: Float[Tensor, "rank token next_token"]
 
+    @property
+    def rank(self) -> int:
+        """How many histories there are."""
+        return len(self.own)
+
+    @functools.cached_property
+    def inverse(self) -> Float[Tensor, "constraint rank"]:
+        """The pseudoinverse of `own`."""
+        return torch.linalg.pinv(self.own)
+
+    @property
+    def tables(self) -> dict[str, Tensor]:
+        """What is stored, by name."""
+        return {
+            "own": self.own,
+            "after": self.after,
+            "logits": self.logits,
+            "following": self.following,
+        }
+
 
 class Walk:
-    """The program of one prefix, extended token by token."""
+    """The program of one prefix, extended token by token.
 
-    def __init__(self, cuts: tuple[CutRows, ...], bound: float):
+    Where the change of basis of the coefficients before is within the bound and its residual
+    at most the error so far, it is an optimum: the error of a longer prefix is never less.
+    Then nothing is solved, and the cut joins the solver's program when that is next needed.
+    """
+
+    def __init__(self, cuts: tuple[CutRows, ...], bound: float, *, shortcut: bool):
         """The empty prefix: c_0 = 1 and nothing to solve."""
-        self._cuts, self._bound = cuts, bound
-        self._solver = _solver()
+        self._cuts, self._bound, self._shortcut = cuts, bound, shortcut
+        self._solver = None
+        self._added = 0  # cuts that the solver knows
         self._prefix: list[int] = []
         self.coefficients = [torch.ones(1, dtype=torch.float64)]
         self.error = 0.0
+        self.solves = 0
 
     def push(self, token: int) -> Float[Tensor, " token"]:
         """Read a token; the logits after it (nats, centred up to the program's error)."""
         t = len(self._prefix)
-        if t:
-            self._add(t)
+        if t and not (self._shortcut and self._moved(t)):
             self._solve(t)
         self._prefix.append(token)
         return self.coefficients[t] @ self._cuts[t].following[:, token]
 
-    def _add(self, s: int) -> None:
-        """The variables and constraints of cut s, reached by the last token."""
+    def _moved(self, t: int) -> bool:
+        """Extend by the change of basis, if that is an optimum."""
+        wanted = self.coefficients[t - 1] @ self._cuts[t - 1].after[:, self._prefix[-1]]
+        moved = wanted @ self._cuts[t].inverse
+        residual = (moved @ self._cuts[t].own - wanted).abs()
+        worst = float(residual.max()) if len(residual) else 0.0
+        within = bool((moved.abs() <= self._bound).all())
+        if not within or worst > max(self.error, LP_TOLERANCE):
+            return False
+        self.error = max(self.error, worst)
+        self.coefficients.append(moved)
+        return True
+
+    def _add(self, solver, s: int) -> None:
+        """The variables and constraints of cut s."""
         here, before = self._cuts[s], self._cuts[s - 1]
         rank, constraints = here.own.shape
-        start = 1 + sum(len(c) for c in self.coefficients[1:])
-        self._solver.addVars(rank, [-self._bound] * rank, [self._bound] * rank)
-        source = before.after[:, self._prefix[-1]]
+        start = 1 + sum(cut.rank for cut in self._cuts[1:s])
+        solver.addVars(rank, [-self._bound] * rank, [self._bound] * rank)
+        source = before.after[:, self._prefix[s - 1]]
         known = source[0] if s == 1 else torch.zeros(constraints, dtype=torch.float64)
         names = [*range(start, start + rank)]
         blocks = [here.own]
@@ -92,18 +133,43 @@ class Walk:
             names = [*range(start - len(source), start), *names]
             blocks = [-source, here.own]
         table = torch.cat(blocks).T.tolist()
-        infinity = self._solver.getInfinity()
+        infinity = solver.getInfinity()
         for row, constant in zip(table, known.tolist(), strict=True):
             width = len(names) + 1
-            self._solver.addRow(-infinity, constant, width, [0, *names], [-1.0, *row])
-            self._solver.addRow(constant, infinity, width, [0, *names], [1.0, *row])
+            solver.addRow(-infinity, constant, width, [0, *names], [-1.0, *row])
+            solver.addRow(constant, infinity, width, [0, *names], [1.0, *row])
 
     def _solve(self, t: int) -> None:
-        self._solver.run()
-        values = torch.tensor(self._solver.getSolution().col_value, dtype=torch.float64)
-        self.error = float(values[0])
-        sizes = [1, *(len(self._cuts[s].own) for s in range(1, t + 1))]
+        """The optimum; once more from no basis where the pivots went astray."""
+        solver = self._solver = self._solver or _solver()
+        while self._added < t:
+            self._added += 1
+            self._add(solver, self._added)
+        self.solves += 1
+        if not _optimal(solver):
+            solver.clearSolver()
+            if not _optimal(solver):
+                self.error = math.inf  # said, never guessed: the law is uniform here
+                self.coefficients.append(torch.zeros(self._cuts[t].rank, dtype=torch.float64))
+                return
+        values = torch.tensor(solver.getSolution().col_value, dtype=torch.float64)
+        self.error = max(0.0, float(values[0]))
+        sizes = [1, *(cut.rank for cut in self._cuts[1 : t + 1])]
         self.coefficients = [self.coefficients[0], *values.split(sizes)[1:]]
+
+
+def _optimal(solver) -> bool:
+    solver.run()
+    return solver.modelStatusToString(solver.getModelStatus()) == "Optimal"
+
+
+def require_solver() -> None:
+    """Fail early where HiGHS is missing.
+
+    Raises:
+        InputError: says how to install it.
+    """
+    _solver()
 
 
 def _solver():
@@ -144,28 +210,66 @@ def _standard_output_kept() -> Iterator[None]:
         os.close(kept)
 
 
+def _check_cuts(language: Spec, cuts: tuple[CutRows, ...]) -> None:
+    """Refuse cuts that do not fit each other or the language."""
+    if language.horizon is None or len(cuts) != language.horizon:
+        raise InputError(
+            f"a program needs the rows of every cut: a horizon of {language.horizon}, and "
+            f"{len(cuts)} cuts came"
+        )
+    o = language.num_tokens
+    for t, cut in enumerate(cuts):
+        constraints = cuts[t + 1].own.shape[1] if t + 1 < len(cuts) else 0
+        wanted = {
+            "own": (cut.rank, cut.own.shape[1]),
+            "after": (cut.rank, o, constraints),
+            "logits": (cut.rank, o),
+            "following": (cut.rank, o, o),
+        }
+        for name, table in cut.tables.items():
+            if tuple(table.shape) != wanted[name]:
+                raise InputError(
+                    f"cut {t} has {name} of shape {tuple(table.shape)}; the other tables ask for "
+                    f"{wanted[name]}"
+                )
+    if cuts[0].rank != 1:
+        raise InputError(f"cut 0 has the empty history alone, and {cuts[0].rank} rows came")
+
+
 class ProgramModel:
     """The model that the programs define: a Student whose state is the prefix.
 
     cuts: rows of every cut, 0 .. horizon - 1
     bound: the largest |coefficient|
     allowed: the largest error e (nats) of a prefix with a solution; others get the uniform law
+    shortcut: skip the solver where a change of basis is an optimum (see `Walk`)
+    prefixes, solves, worst_error, without_solution: laws found so far, solver's runs for
+        these, the largest e among them (nats), and how many had e above what is allowed
     """
 
-    def __init__(self, language: Spec, cuts: tuple[CutRows, ...], bound: float, allowed: float):
-        """Keep the rows, with a fingerprint of them."""
-        if language.horizon is None or len(cuts) != language.horizon:
-            raise InputError(
-                f"a program needs the rows of every cut: a horizon of {language.horizon}, and "
-                f"{len(cuts)} cuts came"
-            )
-        tables = [table for cut in cuts for table in (cut.own, cut.after, cut.logits)]
-        mark = fingerprint("logit program", language.alphabet, language.stop, bound, *tables)
+    def __init__(
+        self,
+        language: Spec,
+        cuts: tuple[CutRows, ...],
+        bound: float,
+        allowed: float,
+        *,
+        shortcut: bool = True,
+    ):
+        """Keep the rows, with a fingerprint of them.
+
+        Raises:
+            InputError: where shapes disagree, or there is no horizon.
+        """
+        _check_cuts(language, cuts)
+        tables = [table for cut in cuts for table in cut.tables.values()]
+        said = (language.alphabet, language.stop, language.horizon, bound, allowed, shortcut)
+        mark = fingerprint("logit program", *said, *tables)
         self._spec = dataclasses.replace(language, fingerprint=mark)
-        self.cuts, self._bound, self._allowed = cuts, bound, allowed
+        self.cuts, self.bound, self.allowed, self.shortcut = cuts, bound, allowed, shortcut
         self._walks: dict[History, Walk] = {}
         self._laws: dict[History, Tensor] = {}
-        self.solves, self.worst_error, self.without_solution = 0, 0.0, 0
+        self.prefixes, self.solves, self.worst_error, self.without_solution = 0, 0, 0.0, 0
 
     @property
     def spec(self) -> Spec:
@@ -175,7 +279,12 @@ class ProgramModel:
     @property
     def ranks(self) -> tuple[int, ...]:
         """Histories at each cut."""
-        return tuple(len(cut.histories) for cut in self.cuts)
+        return tuple(cut.rank for cut in self.cuts)
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers are stored."""
+        return sum(table.numel() for cut in self.cuts for table in cut.tables.values())
 
     def initial(self, batch: int) -> State:
         """No token read yet: vectors of width zero."""
@@ -214,9 +323,9 @@ class ProgramModel:
             return self.cuts[0].logits[0].log_softmax(0)
         if prefix not in self._laws:
             walk, logits = self._walked(prefix)
-            self.solves += 1
+            self.prefixes += 1
             self.worst_error = max(self.worst_error, walk.error)
-            if walk.error > self._allowed:
+            if walk.error > self.allowed:
                 self.without_solution += 1
                 logits = torch.zeros_like(logits)
             if len(self._laws) >= _LAWS:
@@ -229,10 +338,12 @@ class ProgramModel:
         walk = self._walks.pop(prefix[:-1], None)
         rest = prefix[-1:]
         if walk is None:
-            walk, rest = Walk(self.cuts, self._bound), prefix
+            walk, rest = Walk(self.cuts, self.bound, shortcut=self.shortcut), prefix
         logits = torch.zeros(self.spec.num_tokens, dtype=torch.float64)
+        before = walk.solves
         for token in rest:
             logits = walk.push(token)
+        self.solves += walk.solves - before
         if len(self._walks) >= _WALKS:
             del self._walks[next(iter(self._walks))]
         self._walks[prefix] = walk
