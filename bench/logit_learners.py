@@ -25,10 +25,10 @@ from results import FOLDER, save
 from myna.app.picture import write_picture
 from myna.logits.check import compare
 from myna.logits.exact import learn_logits
-from myna.lowrank.program import LP_TOLERANCE
 from myna.logits.provable import ProvableSettings, learn_provably
 from myna.logits.report import LogitSettings
 from myna.lowrank.isan import Isan, IsanStep
+from myna.lowrank.program import LP_TOLERANCE
 from myna.spec import fingerprint
 from myna.teachers.copies import CopyTeacher
 from myna.teachers.ledger import Ledger
@@ -324,7 +324,12 @@ def noisy_runs(kind: str, network: Isan, amount: float, seed: int) -> list[dict]
     plain = LogitSettings(tolerance=tolerance, mismatch=0.999, verify_histories=1, verify_strings=1)
     one = learn_logits(Ledger(teacher), plain, generator(0)).student
     bounded = ProvableSettings(
-        tolerance=tolerance, allowed=1e6, mismatch=0.999, verify_strings=1, max_epochs=1
+        tolerance=tolerance,
+        allowed=1e6,
+        mismatch=0.999,
+        verify_histories=1,
+        verify_strings=1,
+        max_epochs=1,
     )
     two = learn_provably(Ledger(teacher), bounded, generator(0)).student
     shared = {"kind": kind, "noise": amount, "seed": seed}

@@ -16,7 +16,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from myna import __version__
 from myna.app import output
 from myna.app.budget import Budgets, budget_of, open_within, read_budget
-from myna.app.logits_output import logit_record, show_logits
+from myna.app.logits_output import logit_record, show_logits, show_provable
 from myna.app.models import generator_of
 from myna.app.options import SAMPLED_TOKENS, Access, Json, LedgerPath, Seed, TeacherName, Yes
 from myna.app.sampled_output import sampled_record, show_sampled
@@ -26,7 +26,8 @@ from myna.learn.exact import learn_exact, learn_testing_stationarity
 from myna.learn.from_samples import learn_sampled
 from myna.learn.report import ExactSettings, LearnResult, Outcome, Structure
 from myna.learn.sampled_report import Kind, Projection, SampledResult, SampledSettings
-from myna.logits.exact import learn_logits
+from myna.logits.exact import LogitProgress, learn_logits
+from myna.logits.provable import ProvableResult, ProvableSettings, learn_provably
 from myna.logits.report import LogitOutcome, LogitResult, LogitSettings
 from myna.teachers.copies import check_destination, save_copy
 from myna.teachers.ledger import Budget, Ledger
@@ -47,6 +48,13 @@ class Space(Enum):
 
     PROBABILITIES = "probabilities"
     LOGITS = "logits"
+
+
+class LogitLearner(Enum):
+    """How coefficients of a copy in logit space are found along a string."""
+
+    EXACT_RANK = "exact-rank"
+    PROVABLE = "provable"
 
 
 _STRUCTURES = {Form.TIME_VARYING: Structure.TIME_VARYING, Form.STATIONARY: Structure.STATIONARY}
@@ -75,6 +83,13 @@ def learn(
             help="A copy whose coefficients combine probabilities, or (laws) centred logits."
         ),
     ] = Space.PROBABILITIES,
+    learner: Annotated[
+        LogitLearner | None,
+        typer.Option(
+            help="Logits: changes of basis (exact-rank, unless said), or linear programs that "
+            "bound coefficients (provable; needs a horizon and HiGHS)."
+        ),
+    ] = None,
     form: Annotated[
         Form,
         typer.Option(
@@ -136,15 +151,15 @@ def learn(
     if access is Access.LAWS:
         _refuse(of_samples, "samples", access)
         named = _given({"verify_histories": verify, "tolerance": tolerance, "mismatch": mismatch})
-        exact = _exact_settings(space, form, {"max_tokens": 1000} | shared | named)
+        exact = _settings_of_laws(space, learner, form, shared | named)
         source = open_within(teacher, limits)
         confirm_spending(source, queries=limits.plain, generated=0, yes=yes)
         wall = budget_of(source, limits, queries=limits.plain)
         with Ledger(source, wall, seed, file=ledger_file, job="learn") as ledger:
-            if isinstance(exact, LogitSettings):
-                found = learned_logits(ledger, exact, seed)
-            else:
+            if isinstance(exact, ExactSettings):
                 found = learned(ledger, exact, seed, testing=form is Form.TEST)
+            else:
+                found = learned_logits(ledger, exact, seed)
         also = provenance(source)
         saved = save_result(found, out, teacher, exact, seed, overwrite=overwrite, also=also)
         done = found.report.outcome in (Outcome.VERIFIED, LogitOutcome.VERIFIED)
@@ -175,17 +190,27 @@ def learn(
     raise typer.Exit(0 if done else 1)
 
 
-def _exact_settings(
-    space: Space, form: Form, named: Mapping[str, Any]
-) -> ExactSettings | LogitSettings:
+def _settings_of_laws(
+    space: Space, learner: LogitLearner | None, form: Form, named: Mapping[str, Any]
+) -> ExactSettings | LogitSettings | ProvableSettings:
     """The settings of the learner from laws, in the space asked for."""
     structure = _STRUCTURES.get(form)
+    cut_at = {"max_tokens": 1000}
     if space is Space.PROBABILITIES:
-        return ExactSettings(structure=structure, **named)
+        if learner is not None:
+            raise InputError("--learner belongs to --space logits; add that or leave it out")
+        return ExactSettings(structure=structure, **(cut_at | named))
     if form is Form.TEST:
         raise InputError("--structure test needs --space probabilities; choose another structure")
-    claim = None if structure is None else structure is Structure.STATIONARY
-    return LogitSettings(stationary=claim, **named)
+    if learner is not LogitLearner.PROVABLE:
+        claim = None if structure is None else structure is Structure.STATIONARY
+        return LogitSettings(stationary=claim, **(cut_at | named))
+    if structure is Structure.STATIONARY or "max_tokens" in named:
+        raise InputError(
+            "--learner provable has rows at each cut of a horizon, so --structure stationary and "
+            "--max-tokens do not fit it; leave them out, or use --learner exact-rank"
+        )
+    return ProvableSettings(**named)
 
 
 def _form(form: Form, *, stationary: bool) -> Form:
@@ -228,17 +253,19 @@ def learned(
         )
 
 
-def learned_logits(ledger: Ledger, settings: LogitSettings, seed: int) -> LogitResult:
-    """Run the learner in logit space under a progress line."""
+def learned_logits(
+    ledger: Ledger, settings: LogitSettings | ProvableSettings, seed: int
+) -> LogitResult | ProvableResult:
+    """Run a learner in logit space under a progress line."""
+    generator = generator_of(seed)
     with learning_progress() as tell:
-        return learn_logits(
-            ledger,
-            settings,
-            generator_of(seed),
-            lambda at: tell(
-                f"round {at.round}: {at.stage}, logit rank {at.rank}, {at.queries:,} queries"
-            ),
-        )
+
+        def show(at: LogitProgress) -> None:
+            tell(f"round {at.round}: {at.stage}, logit rank {at.rank}, {at.queries:,} queries")
+
+        if isinstance(settings, ProvableSettings):
+            return learn_provably(ledger, settings, generator, show)
+        return learn_logits(ledger, settings, generator, show)
 
 
 def learned_from_samples(
@@ -258,10 +285,10 @@ def learned_from_samples(
 
 
 def save_result(
-    result: LearnResult | SampledResult | LogitResult,
+    result: LearnResult | SampledResult | LogitResult | ProvableResult,
     out: Path,
     teacher: str,
-    settings: ExactSettings | SampledSettings | LogitSettings,
+    settings: ExactSettings | SampledSettings | LogitSettings | ProvableSettings,
     seed: int,
     *,
     overwrite: bool,
@@ -283,7 +310,7 @@ def save_result(
 
 
 def _show(
-    result: LearnResult | SampledResult | LogitResult,
+    result: LearnResult | SampledResult | LogitResult | ProvableResult,
     teacher: str,
     saved: str | None,
     also: Mapping[str, int],
@@ -296,11 +323,13 @@ def _show(
             output.print_json({**sampled_record(result.report, teacher, saved), **also})
         else:
             show_sampled(result.report, saved)
-    elif isinstance(result, LogitResult):
+    elif isinstance(result, LogitResult | ProvableResult):
         if as_json:
             output.print_json({**logit_record(result.report, teacher, saved), **also})
-        else:
+        elif isinstance(result, LogitResult):
             show_logits(result.report, saved)
+        else:
+            show_provable(result.report, saved)
     elif as_json:
         output.print_json({**output.learn_record(result.report, teacher, saved), **also})
     else:

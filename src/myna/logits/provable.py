@@ -33,9 +33,9 @@ from torch import Tensor
 from myna.errors import BudgetExhausted, InputError
 from myna.logits.check import FreshStrings, Miss, compare
 from myna.logits.exact import LogitProgress
-from myna.lowrank.program import CutRows, ProgramModel, require_solver
 from myna.logits.report import LogitOutcome, LogitRefusal, LogitVerification
 from myna.logits.table import History, LogitRankExceeded, LogitTable
+from myna.lowrank.program import CutRows, ProgramModel, require_solver
 from myna.lowrank.student import Strings
 from myna.teachers.account import Account
 from myna.teachers.ledger import Ledger
@@ -56,7 +56,8 @@ class ProvableSettings:
     bound: the largest |coefficient| in programs; spanners are chosen with less
     shortcut: skip the solver where a change of basis is an optimum already
     max_rank: the cap on histories kept at a cut
-    verify_strings: fresh strings of the teacher, and as many of the copy, in each check
+    verify_histories, verify_strings: the fewest prefixes and the fewest fresh strings of each
+        check, from the teacher and again from the copy
     max_strings: the most strings that histories are taken from
     max_epochs: how often futures may grow or histories be drawn again
     """
@@ -67,6 +68,7 @@ class ProvableSettings:
     bound: float = 2.0
     shortcut: bool = True
     max_rank: int = 256
+    verify_histories: int = 1000
     verify_strings: int = 32
     max_strings: int = 1024
     max_epochs: int = 200
@@ -82,6 +84,15 @@ class ProvableSettings:
             raise InputError(
                 f"the bound on coefficients must exceed {_SPANNER_BOUND}, got {self.bound}"
             )
+        for name in (
+            "max_rank",
+            "verify_histories",
+            "verify_strings",
+            "max_strings",
+            "max_epochs",
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +194,7 @@ class _Run:
         self._fresh = FreshStrings(
             self._check,
             generator,
-            histories=1,
+            histories=settings.verify_histories,
             strings=settings.verify_strings,
             max_tokens=None,
         )

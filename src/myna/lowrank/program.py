@@ -12,8 +12,9 @@ changes of basis would let grow are held within the bound at every cut, and a la
 change earlier ones. Source: Golowich, Liu and Shetty (arXiv 2512.09892), coefficient growth
 through a linear program, in the form that solves anew at each prefix without c_t+1.
 
-We differ in that e is minimised and reported, not fixed at zero: a prefix has no solution
-where e exceeds what the caller allows; constraints stand in an orthonormal basis of the
+We differ in that e is minimised and reported, not fixed at zero: where e exceeds what the
+caller allows, the prefix counts as one without a solution, and keeps the law of the least
+error instead of the uniform one; constraints stand in an orthonormal basis of the
 rows' span, which for exact rank says the same with fewer of them; and each prefix's program
 starts from its parent's final basis. So that the model is a function of the prefix, a
 prefix is always reached by adding its tokens one by one, in the same order of pivots.
@@ -241,7 +242,7 @@ class ProgramModel:
 
     cuts: rows of every cut, 0 .. horizon - 1
     bound: the largest |coefficient|
-    allowed: the largest error e (nats) of a prefix with a solution; others get the uniform law
+    allowed: the largest error e (nats) that counts as a solution
     shortcut: skip the solver where a change of basis is an optimum (see `Walk`)
     prefixes, solves, worst_error, without_solution: laws found so far, solver's runs for
         these, the largest e among them (nats), and how many had e above what is allowed
@@ -325,8 +326,8 @@ class ProgramModel:
             walk, logits = self._walked(prefix)
             self.prefixes += 1
             self.worst_error = max(self.worst_error, walk.error)
-            if walk.error > self.allowed:
-                self.without_solution += 1
+            self.without_solution += walk.error > self.allowed
+            if not math.isfinite(walk.error):
                 logits = torch.zeros_like(logits)
             if len(self._laws) >= _LAWS:
                 self._laws.clear()

@@ -4,11 +4,12 @@ A saved copy is a folder of two plain files, nothing executable:
 
     model.safetensors   "first", and "laws.t", "change.t" for each stored step t ("logits.t"
                         in log-probability space); with a projection also what its
-                        regions hold
+                        regions hold; of a program the tables of each cut
     model.json          format and version, language, basis histories, and provenance:
                         what it was learned from, settings, cost, commit;
                         version 2 adds "projection", the regions of a projected model;
-                        version 3 says "space": "logits"
+                        version 3 says "space": "logits", and has "program" where
+                        coefficients solve linear programs
 
 A model without a projection is still written as version 1, which older readers take.
 Saving is atomic: the folder appears whole or not at all.
@@ -32,6 +33,7 @@ from torch import Tensor
 from myna.errors import FormatError, InputError
 from myna.lowrank.isan import Isan, IsanStep
 from myna.lowrank.model import LowRankModel
+from myna.lowrank.program import CutRows, ProgramModel
 from myna.lowrank.projected import ProjectedModel, describe_regions, read_regions
 from myna.lowrank.step import Step
 from myna.lowrank.student import State, StepInfo, Strings, Student
@@ -40,7 +42,7 @@ from myna.teachers.files import check_plain, read_json
 from myna.teachers.stepped import SteppedTeacher
 
 FORMAT = "myna low-rank model"
-VERSION = 3  # of a network in log-probability space; projected models are 2, others 1
+VERSION = 3  # of models in log-probability space; projected models are 2, others 1
 _TENSORS, _TEXT = "model.safetensors", "model.json"
 
 
@@ -84,16 +86,16 @@ class SavedCopy:
     """A copy read from disk.
 
     model: the student
-    low_rank: the low-rank model in it, before any projection (a network as it is)
+    low_rank: the low-rank model in it, before any projection (in log-probability space: as it is)
     projection: the kind of set that coefficients are kept in, None for none
     about: where it comes from (teacher, settings, report, commit), as saved
     """
 
-    model: LowRankModel | ProjectedModel | Isan
+    model: LowRankModel | ProjectedModel | Isan | ProgramModel
     about: dict[str, Any]
 
     @property
-    def low_rank(self) -> LowRankModel | Isan:
+    def low_rank(self) -> LowRankModel | Isan | ProgramModel:
         """Laws or logits, and changes of basis."""
         return self.model.model if isinstance(self.model, ProjectedModel) else self.model
 
@@ -115,7 +117,7 @@ def save_copy(
 
     Raises:
         InputError: where the folder exists and is not to be, or cannot be, replaced; for a
-            student that is neither a low-rank model, a projected one, nor a network.
+            student that is no low-rank model, projected one, network or program.
     """
     check_destination(folder, overwrite=overwrite)
     tensors, described = _described(model)
@@ -136,11 +138,13 @@ def save_copy(
 
 def _described(model: Student) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A model as named tensors and JSON types; `_assembled` undoes it."""
+    if isinstance(model, ProgramModel):
+        return _described_program(model)
     inner = model.model if isinstance(model, ProjectedModel) else model
     if not isinstance(inner, LowRankModel | Isan):
         raise InputError(
-            "only a low-rank model, a projected one, or an input-switched affine network can be "
-            f"saved, got {type(inner).__name__}"
+            "only a low-rank model, a projected one, an input-switched affine network or a model "
+            f"of linear programs can be saved, got {type(inner).__name__}"
         )
     tensors = {"first": inner.first.cpu().contiguous()}
     for t, step in enumerate(inner.steps):
@@ -160,6 +164,25 @@ def _described(model: Student) -> tuple[dict[str, Tensor], dict[str, Any]]:
         held, projection = describe_regions(model.regions, model.divergence)
         return tensors | held, text | {"version": 2, "projection": projection}
     return tensors, text
+
+
+def _described_program(model: ProgramModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tables of every cut, and the settings of the programs."""
+    tensors = {
+        f"{name}.{t}": table.cpu().contiguous()
+        for t, cut in enumerate(model.cuts)
+        for name, table in cut.tables.items()
+    }
+    program = {"bound": model.bound, "allowed": model.allowed, "shortcut": model.shortcut}
+    return tensors, {
+        "format": FORMAT,
+        "version": VERSION,
+        "space": "logits",
+        "program": program,
+        "spec": dataclasses.asdict(model.spec),
+        "ranks": list(model.ranks),
+        "histories": [[list(h) for h in cut.histories] for cut in model.cuts],
+    }
 
 
 def check_destination(folder: Path, *, overwrite: bool) -> None:
@@ -235,9 +258,11 @@ def load_copy(folder: Path) -> SavedCopy:
 
 def _assembled(
     spec: Spec, tensors: dict[str, Tensor], text: dict[str, Any]
-) -> LowRankModel | ProjectedModel | Isan:
+) -> LowRankModel | ProjectedModel | Isan | ProgramModel:
     """The model, with a fingerprint of the numbers read."""
     histories = text["histories"]
+    if text["version"] == VERSION and "program" in text:
+        return _program(spec, tensors, text)
     if text["version"] == VERSION:
         return _network(spec, tensors, histories)
     steps = tuple(
@@ -257,6 +282,21 @@ def _network(spec: Spec, tensors: dict[str, Tensor], histories: list[list[list[i
         for t, rows in enumerate(histories)
     )
     return Isan.of(spec, tensors["first"], steps)
+
+
+def _program(spec: Spec, tensors: dict[str, Tensor], text: dict[str, Any]) -> ProgramModel:
+    """A model of linear programs."""
+    cuts = tuple(
+        CutRows(
+            histories=tuple(tuple(h) for h in rows),
+            **{name: tensors[f"{name}.{t}"] for name in ("own", "after", "logits", "following")},
+        )
+        for t, rows in enumerate(text["histories"])
+    )
+    program = text["program"]
+    return ProgramModel(
+        spec, cuts, program["bound"], program["allowed"], shortcut=program["shortcut"]
+    )
 
 
 def _read_text(folder: Path) -> dict[str, Any]:
