@@ -7,6 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from myna.learn.exact import learn_exact
 from myna.learn.report import ExactSettings, Structure
+from myna.logits.provable import ProvableSettings, learn_provably
 from myna.lowrank.basis_sketch import basis_sketch, sampled_coefficients
 from myna.lowrank.hidden import hidden_form
 from myna.lowrank.model import LowRankModel
@@ -94,8 +95,15 @@ def students():
     found["isan, stationary"] = open_teacher(
         "zoo:isan?dim=2&symbols=4&horizon=5&varying=false"
     ).student
+    found["logit programs"] = learned_provably(open_teacher(ZOO[-1]))
     found["function, stepped"] = PrefixState(function_teacher())
     return found
+
+
+def learned_provably(teacher):
+    """A copy whose coefficients solve linear programs."""
+    generator = torch.Generator().manual_seed(0)
+    return learn_provably(Ledger(teacher), ProvableSettings(), generator).student
 
 
 def _transformer(model, batch):

@@ -73,6 +73,27 @@ def test_networks_come_back_exactly(tmp_path, varying):
         load_copy(tmp_path / "s")
 
 
+def test_programs_come_back_exactly(tmp_path):
+    kept = catalogue.learned_provably(open_teacher("zoo:isan?dim=3&symbols=3&horizon=5"))
+    save_copy(tmp_path / "s", kept, {})
+    saved = load_copy(tmp_path / "s")
+    assert saved.model.spec == kept.spec and saved.projection is None
+    assert saved.low_rank.num_parameters == kept.num_parameters
+    assert saved.low_rank.ranks == kept.ranks
+    drawn = kept.sample(50, torch.Generator().manual_seed(0))
+    assert torch.equal(open_copy(tmp_path / "s").score(drawn), kept.score(drawn))
+    path = tmp_path / "s" / "model.json"
+    text = json.loads(path.read_text())
+    text["program"]["bound"] = 3.0
+    path.write_text(json.dumps(text))
+    with pytest.raises(FormatError, match="changed"):
+        load_copy(tmp_path / "s")
+    del text["program"]["bound"]
+    path.write_text(json.dumps(text))
+    with pytest.raises(FormatError, match="lacks or garbles"):
+        load_copy(tmp_path / "s")
+
+
 def test_versions_tell_a_projection(tmp_path, model):
     for name, student, version in (("plain", model, 1), ("kept", projected(model), 2)):
         save_copy(tmp_path / name, student, {})
