@@ -106,6 +106,11 @@ def measured(learner: str, family: RandomIsan) -> dict:
         more |= {"programs": report.programs, "solves": report.solves}
     accounts = found.report.accounts
     count = MEASURED // 4 if learner == ALL_SOLVED else MEASURED
+    errors = worst(teacher, found.student, 100 + family.seed, count)
+    if learner != "exact rank":
+        model = found.student
+        more |= {"prefixes_in_all": model.prefixes, "widened_in_all": model.widened}
+        more |= {"without_solution": model.without_solution, "worst_error": model.worst_error}
     return {
         "learner": learner,
         "dim": family.dim,
@@ -117,7 +122,7 @@ def measured(learner: str, family: RandomIsan) -> dict:
         "seconds": found.report.seconds,
         **more,
         "strings_measured": count,
-        **worst(teacher, found.student, 100 + family.seed, count),
+        **errors,
     }
 
 

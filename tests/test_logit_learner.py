@@ -168,7 +168,7 @@ def test_the_command_learns_saves_and_certifies(tmp_path):
     record = json.loads(done.stdout)
     assert record["space"] == "logits" and record["outcome"] == "verified"
     assert record["logit_ranks"] == [1, 3, 3, 3, 3, 2]
-    assert record["queries"]["learn"]["next_token_queries"] == 54
+    assert record["queries"]["learn"]["next_token_queries"] == 58
     drawn = open_teacher(uri).sample(50, torch.Generator().manual_seed(0))
     copy = open_teacher(f"student:{tmp_path / 's'}")
     torch.testing.assert_close(copy.score(drawn), open_teacher(uri).score(drawn))

@@ -191,7 +191,7 @@ def learn(
 
 
 def _settings_of_laws(
-    space: Space, learner: LogitLearner | None, form: Form, named: Mapping[str, Any]
+    space: Space, learner: LogitLearner | None, form: Form, named: dict[str, Any]
 ) -> ExactSettings | LogitSettings | ProvableSettings:
     """The settings of the learner from laws, in the space asked for."""
     structure = _STRUCTURES.get(form)

@@ -60,7 +60,7 @@ def show_provable(report: ProvableReport, student: str | None) -> None:
             f"futures     {sum(map(len, report.futures)):,} words over all cuts, the longest of "
             f"{longest} with its last token\n"
             f"programs    error at most {report.worst_error:.2g} nats over {report.programs:,} "
-            f"prefixes, {report.solves:,} of them by the solver"
+            f"prefixes; {report.solves:,} runs of the solver, {report.widened:,} bounds widened"
         )
     _show_end(report, student)
 

@@ -5,7 +5,7 @@
     check     the program's laws (`lowrank.program`) against the teacher's, on fresh strings
     witness   where they differ, the cut whose residual on the rest of the string is largest
               gets that rest as a new future; then the next epoch
-    restart   where a program has no solution, twice as many histories are drawn
+    restart   where a program has no solution within the bound, twice as many histories are drawn
 
 The error after y_1 ... y_p telescopes into one residual a cut, so a wrong law has a witness:
 
@@ -53,7 +53,7 @@ class ProvableSettings:
     tolerance: rows of centred logits within this Euclidean distance (nats) of a span lie in it
     allowed: the largest error e (nats) of a program that counts as solved
     mismatch: a law off by more than this (total variation) is wrong
-    bound: the largest |coefficient| in programs; spanners are chosen with less
+    bound: the largest |coefficient| in programs, doubled at a prefix without a solution
     shortcut: skip the solver where a change of basis is an optimum already
     max_rank: the cap on histories kept at a cut
     verify_histories, verify_strings: the fewest prefixes and the fewest fresh strings of each
@@ -104,7 +104,8 @@ class ProvableReport:
     ranks: histories kept at each cut
     futures: words at each cut; with every last token they are F_s
     strings: strings of the teacher that histories were taken from
-    programs, solves: prefixes of the last check, and the solver's runs for these
+    programs, solves, widened: prefixes of the last check, the solver's runs for these, and how
+        many needed a wider bound
     worst_error: the largest e (nats) of these
     verification: the last check, or None where there was none
     refusal: evidence, where a rank exceeds the cap
@@ -121,6 +122,7 @@ class ProvableReport:
     strings: int
     programs: int
     solves: int
+    widened: int
     worst_error: float
     verification: LogitVerification | None
     refusal: LogitRefusal | None
@@ -173,6 +175,7 @@ def learn_provably(
         strings=run.drawn,
         programs=model.prefixes if model else 0,
         solves=model.solves if model else 0,
+        widened=model.widened if model else 0,
         worst_error=model.worst_error if model else 0.0,
         verification=run.verification,
         refusal=refusal,
@@ -222,13 +225,13 @@ class _Run:
             )
             self._tell("check")
             misses = self._verified()
-            if not misses:
+            if self.model.widened and self.drawn < settings.max_strings:
+                self.restarts += 1
+                self._draw(self.drawn)
+            elif not misses:
                 return LogitOutcome.VERIFIED, (
                     f"all laws agreed to {settings.mismatch:g} in total variation on fresh strings"
                 )
-            if self.model.without_solution and self.drawn < settings.max_strings:
-                self.restarts += 1
-                self._draw(self.drawn)
             elif not self._witnessed(misses):
                 break
         return LogitOutcome.MISMATCH_LEFT, (

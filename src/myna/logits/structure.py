@@ -127,9 +127,25 @@ class VaryingLogits:
             candidates = list(dict.fromkeys([*born, *self._sampled[t]]))
             preferred = before[t].histories if t < len(before) else ()
             basis = self._span(table, candidates, preferred)
+            while (word := self._unsettled(t, basis, candidates)) is not None:
+                table.add_words([word])
+                basis = self._span(table, candidates, basis.histories)
             self._bases.append(basis)
             born = children(basis.histories, spec.num_tokens, spec.stop)
         return self._network(frozen=False)
+
+    def _unsettled(self, t: int, basis: LogitBasis, candidates: list[History]) -> History | None:
+        """A further word, where the rank is all that the columns can show.
+
+        Then more rows may be independent, and which are may show on rare strings alone. A rank
+        below that, in general position, is the rank.
+        """
+        spec, words = self._view.spec, self._tables[t].words
+        rank, columns = len(basis.histories), (spec.num_tokens - 1) * len(words)
+        if rank < columns or rank == len(candidates) or t + 2 > len(self._tables):
+            return None
+        free = ((o,) for o in range(spec.num_tokens) if o != spec.stop and (o,) not in words)
+        return next(free, None)
 
     def _span(
         self, table: LogitTable, candidates: list[History], preferred: tuple[History, ...]

@@ -13,8 +13,9 @@ change earlier ones. Source: Golowich, Liu and Shetty (arXiv 2512.09892), coeffi
 through a linear program, in the form that solves anew at each prefix without c_t+1.
 
 We differ in that e is minimised and reported, not fixed at zero: where e exceeds what the
-caller allows, the prefix counts as one without a solution, and keeps the law of the least
-error instead of the uniform one; constraints stand in an orthonormal basis of the
+caller allows, the bound is doubled for that prefix and those after it, a few times; then it
+counts as one without a solution, and keeps the law of the least error instead of the uniform
+one. Histories are chosen on few strings, so a fresh one may need more than the bound; constraints stand in an orthonormal basis of the
 rows' span, which for exact rank says the same with fewer of them; and each prefix's program
 starts from its parent's final basis. So that the model is a function of the prefix, a
 prefix is always reached by adding its tokens one by one, in the same order of pivots.
@@ -38,6 +39,7 @@ from myna.spec import Spec, fingerprint
 
 History = tuple[int, ...]
 LP_TOLERANCE = 1e-9  # to which constraints hold and the optimum is optimal; HiGHS's scale, nats
+_DOUBLINGS = 4  # of a bound without a solution
 _WALKS = 512  # programs kept open at once
 _LAWS = 200_000  # logits kept
 
@@ -87,11 +89,24 @@ class Walk:
     Where the change of basis of the coefficients before is within the bound and its residual
     at most the error so far, it is an optimum: the error of a longer prefix is never less.
     Then nothing is solved, and the cut joins the solver's program when that is next needed.
+
+    bound: of the coefficients; doubled where the prefix has no solution within it
     """
 
-    def __init__(self, cuts: tuple[CutRows, ...], bound: float, *, shortcut: bool):
-        """The empty prefix: c_0 = 1 and nothing to solve."""
-        self._cuts, self._bound, self._shortcut = cuts, bound, shortcut
+    def __init__(
+        self,
+        cuts: tuple[CutRows, ...],
+        bound: float,
+        allowed: float = math.inf,
+        *,
+        shortcut: bool = True,
+    ):
+        """The empty prefix: c_0 = 1 and nothing to solve.
+
+        bound, allowed: the least bound, and the error (nats) above which it is widened
+        """
+        self._cuts, self._allowed, self._shortcut = cuts, allowed, shortcut
+        self.bound, self._widest = bound, bound * 2**_DOUBLINGS
         self._solver = None
         self._added = 0  # cuts that the solver knows
         self._prefix: list[int] = []
@@ -102,10 +117,26 @@ class Walk:
     def push(self, token: int) -> Float[Tensor, " token"]:
         """Read a token; the logits after it (nats, centred up to the program's error)."""
         t = len(self._prefix)
-        if t and not (self._shortcut and self._moved(t)):
-            self._solve(t)
+        if t:
+            self._extend(t)
         self._prefix.append(token)
         return self.coefficients[t] @ self._cuts[t].following[:, token]
+
+    def _extend(self, t: int) -> None:
+        """Coefficients of cut t as well, within the first bound that has a solution."""
+        coefficients, error = [*self.coefficients], self.error
+        while not (self._shortcut and self._moved(t)):
+            self._solve(t)
+            if self.error <= self._allowed or self.bound >= self._widest:
+                return
+            self.bound *= 2
+            self.coefficients, self.error = [*coefficients], error
+            self._widen()
+
+    def _widen(self) -> None:
+        """Tell the solver the new bound of all variables but e."""
+        for column in range(1, 1 + sum(cut.rank for cut in self._cuts[1 : self._added + 1])):
+            self._solver.changeColBounds(column, -self.bound, self.bound)
 
     def _moved(self, t: int) -> bool:
         """Extend by the change of basis, if that is an optimum."""
@@ -113,7 +144,7 @@ class Walk:
         moved = wanted @ self._cuts[t].inverse
         residual = (moved @ self._cuts[t].own - wanted).abs()
         worst = float(residual.max()) if len(residual) else 0.0
-        within = bool((moved.abs() <= self._bound).all())
+        within = bool((moved.abs() <= self.bound).all())
         if not within or worst > max(self.error, LP_TOLERANCE):
             return False
         self.error = max(self.error, worst)
@@ -125,7 +156,7 @@ class Walk:
         here, before = self._cuts[s], self._cuts[s - 1]
         rank, constraints = here.own.shape
         start = 1 + sum(cut.rank for cut in self._cuts[1:s])
-        solver.addVars(rank, [-self._bound] * rank, [self._bound] * rank)
+        solver.addVars(rank, [-self.bound] * rank, [self.bound] * rank)
         source = before.after[:, self._prefix[s - 1]]
         known = source[0] if s == 1 else torch.zeros(constraints, dtype=torch.float64)
         names = [*range(start, start + rank)]
@@ -241,11 +272,12 @@ class ProgramModel:
     """The model that the programs define: a Student whose state is the prefix.
 
     cuts: rows of every cut, 0 .. horizon - 1
-    bound: the largest |coefficient|
+    bound: the largest |coefficient|, where that has a solution
     allowed: the largest error e (nats) that counts as a solution
     shortcut: skip the solver where a change of basis is an optimum (see `Walk`)
-    prefixes, solves, worst_error, without_solution: laws found so far, solver's runs for
-        these, the largest e among them (nats), and how many had e above what is allowed
+    prefixes, solves, worst_error: laws found so far, solver's runs for these, the largest e
+        among them (nats)
+    widened, without_solution: how many needed a wider bound, and had no solution in any
     """
 
     def __init__(
@@ -270,7 +302,8 @@ class ProgramModel:
         self.cuts, self.bound, self.allowed, self.shortcut = cuts, bound, allowed, shortcut
         self._walks: dict[History, Walk] = {}
         self._laws: dict[History, Tensor] = {}
-        self.prefixes, self.solves, self.worst_error, self.without_solution = 0, 0, 0.0, 0
+        self.prefixes, self.solves, self.worst_error = 0, 0, 0.0
+        self.widened, self.without_solution = 0, 0
 
     @property
     def spec(self) -> Spec:
@@ -326,6 +359,7 @@ class ProgramModel:
             walk, logits = self._walked(prefix)
             self.prefixes += 1
             self.worst_error = max(self.worst_error, walk.error)
+            self.widened += walk.bound > self.bound
             self.without_solution += walk.error > self.allowed
             if not math.isfinite(walk.error):
                 logits = torch.zeros_like(logits)
@@ -339,7 +373,7 @@ class ProgramModel:
         walk = self._walks.pop(prefix[:-1], None)
         rest = prefix[-1:]
         if walk is None:
-            walk, rest = Walk(self.cuts, self.bound, shortcut=self.shortcut), prefix
+            walk, rest = Walk(self.cuts, self.bound, self.allowed, shortcut=self.shortcut), prefix
         logits = torch.zeros(self.spec.num_tokens, dtype=torch.float64)
         before = walk.solves
         for token in rest:
