@@ -24,6 +24,7 @@ from results import FOLDER, save
 
 from myna.app.picture import write_picture
 from myna.logits.check import compare
+from myna.logits.estimated import EstimatedLaws, completions_needed, error_of
 from myna.logits.exact import learn_logits
 from myna.logits.provable import ProvableSettings, learn_provably
 from myna.logits.report import LogitSettings
@@ -32,6 +33,7 @@ from myna.lowrank.program import LP_TOLERANCE
 from myna.spec import fingerprint
 from myna.teachers.copies import CopyTeacher
 from myna.teachers.ledger import Ledger
+from myna.teachers.oracle import as_samples
 from myna.teachers.zoo import LogitTwo, Parity, RandomIsan
 
 DIMS, SEEDS = (4, 8, 16), tuple(range(10))
@@ -292,9 +294,8 @@ def noise() -> None:
                 network = RandomIsan(dim=NOISE_DIM, seed=seed).teacher().student
                 network = faint(network, factor) if factor < 1 else network
                 runs += noisy_runs(kind, network, amount, seed)
-        for row in summary(runs):
-            if row["kind"] == kind:
-                print(row, flush=True)
+            for row in summary([r for r in runs if r["kind"] == kind and r["noise"] == amount]):
+                print({k: v for k, v in row.items() if "median" not in k}, flush=True)
     rows = [
         {
             "kind": r["kind"],
@@ -323,30 +324,51 @@ def noise() -> None:
 
 
 def noisy_runs(kind: str, network: Isan, amount: float, seed: int) -> list[dict]:
-    """Both learners once, told the noise, with no repair: what propagation does by itself."""
-    teacher = Noisy(network, amount)
-    tolerance = 2 * amount * math.sqrt(network.spec.num_tokens)
-    plain = LogitSettings(tolerance=tolerance, mismatch=0.999, verify_histories=1, verify_strings=1)
-    one = learn_logits(Ledger(teacher), plain, generator(0)).student
-    bounded = ProvableSettings(
-        tolerance=tolerance,
-        allowed=1e6,
-        mismatch=0.999,
-        verify_histories=1,
-        verify_strings=1,
-        max_epochs=1,
+    """The learners once, told the noise, with no repair: what propagation does by itself.
+
+    A row counts as in the span within 2 x noise x sqrt(columns): what noise leaves of a row.
+    """
+    teacher, o = Noisy(network, amount), network.spec.num_tokens
+    plain = LogitSettings(
+        tolerance=2 * amount * math.sqrt(o), mismatch=0.999, verify_histories=1, verify_strings=1
     )
-    two = learn_provably(Ledger(teacher), bounded, generator(0)).student
-    shared = {"kind": kind, "noise": amount, "seed": seed}
+    students = {"exact rank": learn_logits(Ledger(teacher), plain, generator(0)).student}
+    columns = {"linear program": o * (o + 1), "linear program, more histories": o}
+    for name, count in columns.items():
+        bounded = ProvableSettings(
+            tolerance=2 * amount * math.sqrt(count),
+            allowed=1e6,
+            mismatch=0.999,
+            verify_histories=1,
+            verify_strings=1,
+            max_epochs=1,
+        )
+        students[name] = learn_provably(Ledger(teacher), bounded, generator(0)).student
     return [
         {
-            **shared,
+            "kind": kind,
+            "noise": amount,
+            "seed": seed,
             "learner": name,
             "ranks": max(student.ranks),
+            "largest_coefficient": largest_coefficient(network, student, 1000 + seed),
             **along(network, student, 1000 + seed),
         }
-        for name, student in (("exact rank", one), ("linear program", two))
+        for name, student in students.items()
     ]
+
+
+def largest_coefficient(network: Isan, student, seed: int) -> float:
+    """Over all prefixes of the strings that `along` follows."""
+    rows = network.sample(NOISE_STRINGS, generator(seed)).tokens[:, :-1]
+    if not isinstance(student, Isan):
+        paths = [student.coefficients_after(tuple(row)) for row in rows.tolist()]
+        return max(float(c.abs().max()) for path in paths for c in path)
+    state, found = student.initial(len(rows)), 0.0
+    for t in range(rows.shape[1]):
+        state, _ = student.step(state, rows[:, t])
+        found = max(found, float(state.vector.abs().max()))
+    return found
 
 
 def summary(runs: list[dict]) -> list[dict]:
@@ -366,6 +388,8 @@ def summary(runs: list[dict]) -> list[dict]:
                 "late_over_noise": float(last.median()) / key[1],
                 "worst_late_over_noise": float(last.max()) / key[1],
                 "largest_tv": max(max(r["tv"]) for r in rows),
+                "histories_kept": [min(r["ranks"] for r in rows), max(r["ranks"] for r in rows)],
+                "largest_coefficient": max(r["largest_coefficient"] for r in rows),
             }
         )
     return found
@@ -407,7 +431,79 @@ def block_values(teacher, cut: int) -> torch.Tensor:
     return torch.linalg.svdvals(whole / whole.sum(1, keepdim=True))
 
 
-PARTS = {"exact": exact, "solved": solved, "size": size, "noise": noise, "ranks": ranks}
+# -- samples ----------------------------------------------------------------------------
+
+SAMPLE_DIM, SAMPLE_SYMBOLS, SAMPLE_HORIZON, SAMPLE_SCALE = 4, 8, 16, 0.7
+DRAWS = (1_000, 10_000, 100_000)
+
+
+def samples() -> None:
+    """Laws counted from completions, told the largest logit; the exact-rank learner on them."""
+    runs = []
+    for draws in DRAWS:
+        for seed in SEEDS[:5]:
+            runs.append(counted(draws, seed))
+            print({k: v for k, v in runs[-1].items() if k not in ("tv", "logit_error")}, flush=True)
+    save("logit_learners.samples", {"network": samples_family(0).__dict__, "runs": runs})
+
+
+def samples_family(seed: int) -> RandomIsan:
+    return RandomIsan(
+        dim=SAMPLE_DIM,
+        symbols=SAMPLE_SYMBOLS,
+        horizon=SAMPLE_HORIZON,
+        scale=SAMPLE_SCALE,
+        seed=seed,
+    )
+
+
+def counted(draws: int, seed: int) -> dict:
+    network = samples_family(seed).teacher().student
+    largest = largest_logit(network)
+    inner = Ledger(as_samples(CopyTeacher(network)))
+    laws = EstimatedLaws(inner.samples("learn"), draws, largest)
+    o = network.spec.num_tokens
+    typical = math.exp(largest) / math.sqrt(draws / o)  # of one logit: far below the guarantee
+    settings = LogitSettings(
+        tolerance=2 * typical * math.sqrt(o), mismatch=0.999, verify_histories=1, verify_strings=1
+    )
+    student = learn_logits(Ledger(laws), settings, generator(0)).student
+    found = along(network, student, 1000 + seed)
+    return {
+        "completions_a_law": draws,
+        "seed": seed,
+        "largest_logit": largest,
+        "guaranteed_error": error_of(draws, largest, o, 0.01),
+        "completions_for_0.1_nats": completions_needed(largest, o, 0.1, 0.01),
+        "rank": max(student.ranks),
+        "sampled_tokens": inner.total().tokens_received,
+        "first_logit_error": found["logit_error"][0],
+        "last_logit_error": found["logit_error"][-1],
+        "mean_tv": statistics.mean(found["tv"]),
+        "largest_mean_tv": max(found["tv"]),
+        **found,
+    }
+
+
+def largest_logit(network: Isan) -> float:
+    """Over the prefixes of strings of the network: the bound that the floor stands on."""
+    tokens = network.sample(2000, generator(9)).tokens
+    state, found = network.initial(len(tokens)), 0.0
+    for t in range(tokens.shape[1]):
+        law = network.law(state)
+        found = max(found, float((law - law.mean(1, keepdim=True)).abs().max()))
+        state, _ = network.step(state, tokens[:, t])
+    return found
+
+
+PARTS = {
+    "exact": exact,
+    "solved": solved,
+    "size": size,
+    "noise": noise,
+    "ranks": ranks,
+    "samples": samples,
+}
 
 
 def main() -> None:

@@ -109,6 +109,19 @@ def test_programs_are_solved(seed, shortcut):
     assert errors[-1] > 1e-3 or seed % 4 == 0  # one constraint a cut can always be met
 
 
+@pytest.mark.parametrize("shortcut", [True, False])
+def test_a_bound_without_a_solution_is_doubled(shortcut):
+    teacher = RandomIsan(dim=3, symbols=3, horizon=5).teacher()
+    cuts = learn(teacher).student.cuts
+    narrow = ProgramModel(teacher.spec, cuts, 0.3, 1e-7, shortcut=shortcut)
+    drawn = teacher.sample(50, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(narrow.score(drawn), teacher.score(drawn), rtol=0, atol=1e-6)
+    assert narrow.widened > 0 == narrow.without_solution
+    hopeless = ProgramModel(teacher.spec, cuts, 0.01, 1e-7, shortcut=shortcut)
+    gap = (hopeless.score(drawn) - teacher.score(drawn)).abs().max()
+    assert hopeless.without_solution > 0 and 1e-3 < float(gap) < float("inf")
+
+
 def test_a_model_is_a_function_of_the_prefix(monkeypatch):
     """Whatever was asked before, and however few programs are kept open."""
     spec = Spec(numbered(3), None, 5, "unset")

@@ -131,12 +131,13 @@ class Walk:
                 return
             self.bound *= 2
             self.coefficients, self.error = [*coefficients], error
-            self._widen()
+            if self._solver is not None:
+                self._widen(self._solver)
 
-    def _widen(self) -> None:
+    def _widen(self, solver) -> None:
         """Tell the solver the new bound of all variables but e."""
         for column in range(1, 1 + sum(cut.rank for cut in self._cuts[1 : self._added + 1])):
-            self._solver.changeColBounds(column, -self.bound, self.bound)
+            solver.changeColBounds(column, -self.bound, self.bound)
 
     def _moved(self, t: int) -> bool:
         """Extend by the change of basis, if that is an optimum."""
