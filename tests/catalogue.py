@@ -7,6 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from myna.learn.exact import learn_exact
 from myna.learn.report import ExactSettings, Structure
+from myna.logits.provable import ProvableSettings, learn_provably
 from myna.lowrank.basis_sketch import basis_sketch, sampled_coefficients
 from myna.lowrank.hidden import hidden_form
 from myna.lowrank.model import LowRankModel
@@ -34,6 +35,7 @@ ZOO = [
     "zoo:unigram?symbols=3&horizon=4",
     "zoo:markov?symbols=3&horizon=4",
     "zoo:logit2?length=5",
+    "zoo:isan?dim=2&symbols=3&horizon=4",
 ]
 
 
@@ -89,8 +91,19 @@ def students():
     found["hidden form"] = form.model
     found["projected"] = projected(found[f"copy of {ZOO[1]}"])
     found["hmm"] = open_teacher(ZOO[1])
+    found["isan"] = open_teacher("zoo:isan?dim=3&symbols=3&horizon=5").student
+    found["isan, stationary"] = open_teacher(
+        "zoo:isan?dim=2&symbols=4&horizon=5&varying=false"
+    ).student
+    found["logit programs"] = learned_provably(open_teacher(ZOO[-1]))
     found["function, stepped"] = PrefixState(function_teacher())
     return found
+
+
+def learned_provably(teacher):
+    """A copy whose coefficients solve linear programs."""
+    generator = torch.Generator().manual_seed(0)
+    return learn_provably(Ledger(teacher), ProvableSettings(), generator).student
 
 
 def _transformer(model, batch):

@@ -55,6 +55,45 @@ def test_projected_models_come_back_exactly(tmp_path):
     assert torch.equal(open_copy(tmp_path / "s").score(drawn), kept.score(drawn))
 
 
+@pytest.mark.parametrize("varying", ["true", "false"])
+def test_networks_come_back_exactly(tmp_path, varying):
+    network = open_teacher(f"zoo:isan?dim=3&symbols=4&horizon=6&varying={varying}").student
+    save_copy(tmp_path / "s", network, {})
+    saved = load_copy(tmp_path / "s")
+    assert saved.model.spec == network.spec and saved.projection is None
+    assert saved.low_rank.num_parameters == network.num_parameters
+    text = json.loads((tmp_path / "s" / "model.json").read_text())
+    assert text["version"] == 3 and text["space"] == "logits"
+    drawn = network.sample(50, torch.Generator().manual_seed(0))
+    assert torch.equal(open_copy(tmp_path / "s").score(drawn), network.score(drawn))
+    tensors = safetensors.torch.load_file(tmp_path / "s" / "model.safetensors")
+    tensors["logits.0"] += 1.0
+    safetensors.torch.save_file(tensors, tmp_path / "s" / "model.safetensors")
+    with pytest.raises(FormatError, match="changed"):
+        load_copy(tmp_path / "s")
+
+
+def test_programs_come_back_exactly(tmp_path):
+    kept = catalogue.learned_provably(open_teacher("zoo:isan?dim=3&symbols=3&horizon=5"))
+    save_copy(tmp_path / "s", kept, {})
+    saved = load_copy(tmp_path / "s")
+    assert saved.model.spec == kept.spec and saved.projection is None
+    assert saved.low_rank.num_parameters == kept.num_parameters
+    assert saved.low_rank.ranks == kept.ranks
+    drawn = kept.sample(50, torch.Generator().manual_seed(0))
+    assert torch.equal(open_copy(tmp_path / "s").score(drawn), kept.score(drawn))
+    path = tmp_path / "s" / "model.json"
+    text = json.loads(path.read_text())
+    text["program"]["bound"] = 3.0
+    path.write_text(json.dumps(text))
+    with pytest.raises(FormatError, match="changed"):
+        load_copy(tmp_path / "s")
+    del text["program"]["bound"]
+    path.write_text(json.dumps(text))
+    with pytest.raises(FormatError, match="lacks or garbles"):
+        load_copy(tmp_path / "s")
+
+
 def test_versions_tell_a_projection(tmp_path, model):
     for name, student, version in (("plain", model, 1), ("kept", projected(model), 2)):
         save_copy(tmp_path / name, student, {})
@@ -72,7 +111,7 @@ def test_versions_tell_a_projection(tmp_path, model):
 
 
 def test_only_low_rank_models_are_saved(tmp_path, model):
-    with pytest.raises(InputError, match="only a low-rank model or a projected one"):
+    with pytest.raises(InputError, match="only a low-rank model, a projected one"):
         save_copy(tmp_path / "s", CopyTeacher(model), {})
     assert list(tmp_path.iterdir()) == []
 

@@ -16,6 +16,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from myna import __version__
 from myna.app import output
 from myna.app.budget import Budgets, budget_of, open_within, read_budget
+from myna.app.logits_output import logit_record, show_logits, show_provable
 from myna.app.models import generator_of
 from myna.app.options import SAMPLED_TOKENS, Access, Json, LedgerPath, Seed, TeacherName, Yes
 from myna.app.sampled_output import sampled_record, show_sampled
@@ -25,6 +26,9 @@ from myna.learn.exact import learn_exact, learn_testing_stationarity
 from myna.learn.from_samples import learn_sampled
 from myna.learn.report import ExactSettings, LearnResult, Outcome, Structure
 from myna.learn.sampled_report import Kind, Projection, SampledResult, SampledSettings
+from myna.logits.exact import LogitProgress, learn_logits
+from myna.logits.provable import ProvableResult, ProvableSettings, learn_provably
+from myna.logits.report import LogitOutcome, LogitResult, LogitSettings
 from myna.teachers.copies import check_destination, save_copy
 from myna.teachers.ledger import Budget, Ledger
 from myna.teachers.oracle import Samples, as_samples
@@ -37,6 +41,20 @@ class Form(Enum):
     TIME_VARYING = "time-varying"
     STATIONARY = "stationary"
     TEST = "test"
+
+
+class Space(Enum):
+    """In what a copy is linear."""
+
+    PROBABILITIES = "probabilities"
+    LOGITS = "logits"
+
+
+class LogitLearner(Enum):
+    """How coefficients of a copy in logit space are found along a string."""
+
+    EXACT_RANK = "exact-rank"
+    PROVABLE = "provable"
 
 
 _STRUCTURES = {Form.TIME_VARYING: Structure.TIME_VARYING, Form.STATIONARY: Structure.STATIONARY}
@@ -59,6 +77,19 @@ def learn(
     access: Annotated[
         Access, typer.Option(help="Ask for next-token laws, or only for samples.")
     ] = Access.LAWS,
+    space: Annotated[
+        Space,
+        typer.Option(
+            help="A copy whose coefficients combine probabilities, or (laws) centred logits."
+        ),
+    ] = Space.PROBABILITIES,
+    learner: Annotated[
+        LogitLearner | None,
+        typer.Option(
+            help="Logits: changes of basis (exact-rank, unless said), or linear programs that "
+            "bound coefficients (provable; needs a horizon and HiGHS)."
+        ),
+    ] = None,
     form: Annotated[
         Form,
         typer.Option(
@@ -120,21 +151,24 @@ def learn(
     if access is Access.LAWS:
         _refuse(of_samples, "samples", access)
         named = _given({"verify_histories": verify, "tolerance": tolerance, "mismatch": mismatch})
-        exact = ExactSettings(
-            structure=_STRUCTURES.get(form), **({"max_tokens": 1000} | shared | named)
-        )
+        exact = _settings_of_laws(space, learner, form, shared | named)
         source = open_within(teacher, limits)
         confirm_spending(source, queries=limits.plain, generated=0, yes=yes)
         wall = budget_of(source, limits, queries=limits.plain)
         with Ledger(source, wall, seed, file=ledger_file, job="learn") as ledger:
-            found = learned(ledger, exact, seed, testing=form is Form.TEST)
+            if isinstance(exact, ExactSettings):
+                found = learned(ledger, exact, seed, testing=form is Form.TEST)
+            else:
+                found = learned_logits(ledger, exact, seed)
         also = provenance(source)
         saved = save_result(found, out, teacher, exact, seed, overwrite=overwrite, also=also)
-        done = found.report.outcome is Outcome.VERIFIED
+        done = found.report.outcome in (Outcome.VERIFIED, LogitOutcome.VERIFIED)
     else:
         _refuse(of_laws, "laws", access)
         if form is Form.TEST:
             raise InputError("--structure test needs --access laws; choose another structure")
+        if space is Space.LOGITS:
+            raise InputError("--space logits needs --access laws; leave one of them out")
         if states is not None and kind is not Kind.HMM:
             raise InputError("--states belongs to --student hmm; add that or leave --states out")
         count_prompts = count_prompts or limits.in_tokens
@@ -154,6 +188,29 @@ def learn(
         done = found.report.check is None or found.report.check.contradicted == 0
     _show(found, teacher, saved, rejected(source), as_json=as_json)
     raise typer.Exit(0 if done else 1)
+
+
+def _settings_of_laws(
+    space: Space, learner: LogitLearner | None, form: Form, named: dict[str, Any]
+) -> ExactSettings | LogitSettings | ProvableSettings:
+    """The settings of the learner from laws, in the space asked for."""
+    structure = _STRUCTURES.get(form)
+    cut_at = {"max_tokens": 1000}
+    if space is Space.PROBABILITIES:
+        if learner is not None:
+            raise InputError("--learner belongs to --space logits; add that or leave it out")
+        return ExactSettings(structure=structure, **(cut_at | named))
+    if form is Form.TEST:
+        raise InputError("--structure test needs --space probabilities; choose another structure")
+    if learner is not LogitLearner.PROVABLE:
+        claim = None if structure is None else structure is Structure.STATIONARY
+        return LogitSettings(stationary=claim, **(cut_at | named))
+    if structure is Structure.STATIONARY or "max_tokens" in named:
+        raise InputError(
+            "--learner provable has rows at each cut of a horizon, so --structure stationary and "
+            "--max-tokens do not fit it; leave them out, or use --learner exact-rank"
+        )
+    return ProvableSettings(**named)
 
 
 def _form(form: Form, *, stationary: bool) -> Form:
@@ -196,6 +253,21 @@ def learned(
         )
 
 
+def learned_logits(
+    ledger: Ledger, settings: LogitSettings | ProvableSettings, seed: int
+) -> LogitResult | ProvableResult:
+    """Run a learner in logit space under a progress line."""
+    generator = generator_of(seed)
+    with learning_progress() as tell:
+
+        def show(at: LogitProgress) -> None:
+            tell(f"round {at.round}: {at.stage}, logit rank {at.rank}, {at.queries:,} queries")
+
+        if isinstance(settings, ProvableSettings):
+            return learn_provably(ledger, settings, generator, show)
+        return learn_logits(ledger, settings, generator, show)
+
+
 def learned_from_samples(
     teacher: Samples, settings: SampledSettings, wall: Budget, seed: int, file: Path | None = None
 ) -> SampledResult:
@@ -213,10 +285,10 @@ def learned_from_samples(
 
 
 def save_result(
-    result: LearnResult | SampledResult,
+    result: LearnResult | SampledResult | LogitResult | ProvableResult,
     out: Path,
     teacher: str,
-    settings: ExactSettings | SampledSettings,
+    settings: ExactSettings | SampledSettings | LogitSettings | ProvableSettings,
     seed: int,
     *,
     overwrite: bool,
@@ -238,7 +310,7 @@ def save_result(
 
 
 def _show(
-    result: LearnResult | SampledResult,
+    result: LearnResult | SampledResult | LogitResult | ProvableResult,
     teacher: str,
     saved: str | None,
     also: Mapping[str, int],
@@ -251,6 +323,13 @@ def _show(
             output.print_json({**sampled_record(result.report, teacher, saved), **also})
         else:
             show_sampled(result.report, saved)
+    elif isinstance(result, LogitResult | ProvableResult):
+        if as_json:
+            output.print_json({**logit_record(result.report, teacher, saved), **also})
+        elif isinstance(result, LogitResult):
+            show_logits(result.report, saved)
+        else:
+            show_provable(result.report, saved)
     elif as_json:
         output.print_json({**output.learn_record(result.report, teacher, saved), **also})
     else:

@@ -2,11 +2,14 @@
 
 A saved copy is a folder of two plain files, nothing executable:
 
-    model.safetensors   "first", and "laws.t", "change.t" for each stored step t;
-                        with a projection also what its regions hold
+    model.safetensors   "first", and "laws.t", "change.t" for each stored step t ("logits.t"
+                        in log-probability space); with a projection also what its
+                        regions hold; of a program the tables of each cut
     model.json          format and version, language, basis histories, and provenance:
                         what it was learned from, settings, cost, commit;
-                        version 2 adds "projection", the regions of a projected model
+                        version 2 adds "projection", the regions of a projected model;
+                        version 3 says "space": "logits", and has "program" where
+                        coefficients solve linear programs
 
 A model without a projection is still written as version 1, which older readers take.
 Saving is atomic: the folder appears whole or not at all.
@@ -28,7 +31,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import FormatError, InputError
+from myna.lowrank.isan import Isan, IsanStep
 from myna.lowrank.model import LowRankModel
+from myna.lowrank.program import CutRows, ProgramModel
 from myna.lowrank.projected import ProjectedModel, describe_regions, read_regions
 from myna.lowrank.step import Step
 from myna.lowrank.student import State, StepInfo, Strings, Student
@@ -37,7 +42,7 @@ from myna.teachers.files import check_plain, read_json
 from myna.teachers.stepped import SteppedTeacher
 
 FORMAT = "myna low-rank model"
-VERSION = 2  # of a projected model; others are version 1
+VERSION = 3  # of models in log-probability space; projected models are 2, others 1
 _TENSORS, _TEXT = "model.safetensors", "model.json"
 
 
@@ -81,17 +86,17 @@ class SavedCopy:
     """A copy read from disk.
 
     model: the student
-    low_rank: the low-rank model in it, before any projection
+    low_rank: the low-rank model in it, before any projection (in log-probability space: as it is)
     projection: the kind of set that coefficients are kept in, None for none
     about: where it comes from (teacher, settings, report, commit), as saved
     """
 
-    model: LowRankModel | ProjectedModel
+    model: LowRankModel | ProjectedModel | Isan | ProgramModel
     about: dict[str, Any]
 
     @property
-    def low_rank(self) -> LowRankModel:
-        """Laws and changes of basis."""
+    def low_rank(self) -> LowRankModel | Isan | ProgramModel:
+        """Laws or logits, and changes of basis."""
         return self.model.model if isinstance(self.model, ProjectedModel) else self.model
 
     @property
@@ -112,7 +117,7 @@ def save_copy(
 
     Raises:
         InputError: where the folder exists and is not to be, or cannot be, replaced; for a
-            student that is neither a low-rank model nor a projected one.
+            student that is no low-rank model, projected one, network or program.
     """
     check_destination(folder, overwrite=overwrite)
     tensors, described = _described(model)
@@ -133,15 +138,19 @@ def save_copy(
 
 def _described(model: Student) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A model as named tensors and JSON types; `_assembled` undoes it."""
+    if isinstance(model, ProgramModel):
+        return _described_program(model)
     inner = model.model if isinstance(model, ProjectedModel) else model
-    if not isinstance(inner, LowRankModel):
+    if not isinstance(inner, LowRankModel | Isan):
         raise InputError(
-            f"only a low-rank model or a projected one can be saved, got {type(inner).__name__}"
+            "only a low-rank model, a projected one, an input-switched affine network or a model "
+            f"of linear programs can be saved, got {type(inner).__name__}"
         )
     tensors = {"first": inner.first.cpu().contiguous()}
     for t, step in enumerate(inner.steps):
-        tensors[f"laws.{t}"] = step.laws.cpu().contiguous()
-        tensors[f"change.{t}"] = step.change.cpu().contiguous()
+        named = {"logits": step.logits} if isinstance(step, IsanStep) else {"laws": step.laws}
+        for name, table in {**named, "change": step.change}.items():
+            tensors[f"{name}.{t}"] = table.cpu().contiguous()
     text = {
         "format": FORMAT,
         "version": 1,
@@ -149,10 +158,31 @@ def _described(model: Student) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "ranks": list(inner.ranks),
         "histories": [[list(h) for h in step.histories] for step in inner.steps],
     }
+    if isinstance(model, Isan):
+        return tensors, text | {"version": VERSION, "space": "logits"}
     if isinstance(model, ProjectedModel):
         held, projection = describe_regions(model.regions, model.divergence)
-        return tensors | held, text | {"version": VERSION, "projection": projection}
+        return tensors | held, text | {"version": 2, "projection": projection}
     return tensors, text
+
+
+def _described_program(model: ProgramModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tables of every cut, and the settings of the programs."""
+    tensors = {
+        f"{name}.{t}": table.cpu().contiguous()
+        for t, cut in enumerate(model.cuts)
+        for name, table in cut.tables.items()
+    }
+    program = {"bound": model.bound, "allowed": model.allowed, "shortcut": model.shortcut}
+    return tensors, {
+        "format": FORMAT,
+        "version": VERSION,
+        "space": "logits",
+        "program": program,
+        "spec": dataclasses.asdict(model.spec),
+        "ranks": list(model.ranks),
+        "histories": [[list(h) for h in cut.histories] for cut in model.cuts],
+    }
 
 
 def check_destination(folder: Path, *, overwrite: bool) -> None:
@@ -228,9 +258,13 @@ def load_copy(folder: Path) -> SavedCopy:
 
 def _assembled(
     spec: Spec, tensors: dict[str, Tensor], text: dict[str, Any]
-) -> LowRankModel | ProjectedModel:
+) -> LowRankModel | ProjectedModel | Isan | ProgramModel:
     """The model, with a fingerprint of the numbers read."""
     histories = text["histories"]
+    if text["version"] == VERSION and "program" in text:
+        return _program(spec, tensors, text)
+    if text["version"] == VERSION:
+        return _network(spec, tensors, histories)
     steps = tuple(
         Step(tensors[f"laws.{t}"], tensors[f"change.{t}"], tuple(tuple(h) for h in histories[t]))
         for t in range(len(text["ranks"]))
@@ -241,6 +275,30 @@ def _assembled(
     return ProjectedModel.of(model, *read_regions(tensors, text["projection"]))
 
 
+def _network(spec: Spec, tensors: dict[str, Tensor], histories: list[list[list[int]]]) -> Isan:
+    """A network in log-probability space."""
+    steps = tuple(
+        IsanStep(tensors[f"logits.{t}"], tensors[f"change.{t}"], tuple(tuple(h) for h in rows))
+        for t, rows in enumerate(histories)
+    )
+    return Isan.of(spec, tensors["first"], steps)
+
+
+def _program(spec: Spec, tensors: dict[str, Tensor], text: dict[str, Any]) -> ProgramModel:
+    """A model of linear programs."""
+    cuts = tuple(
+        CutRows(
+            histories=tuple(tuple(h) for h in rows),
+            **{name: tensors[f"{name}.{t}"] for name in ("own", "after", "logits", "following")},
+        )
+        for t, rows in enumerate(text["histories"])
+    )
+    program = text["program"]
+    return ProgramModel(
+        spec, cuts, program["bound"], program["allowed"], shortcut=program["shortcut"]
+    )
+
+
 def _read_text(folder: Path) -> dict[str, Any]:
     """The JSON part, with format and version checked."""
     path = folder / _TEXT
@@ -249,7 +307,7 @@ def _read_text(folder: Path) -> dict[str, Any]:
     text = read_json(path)
     if not isinstance(text, dict) or text.get("format") != FORMAT:
         raise FormatError(f"{path} is not a {FORMAT!r}; give a folder that `myna learn` wrote")
-    if text.get("version") not in (1, VERSION):
+    if text.get("version") not in (1, 2, VERSION):
         raise FormatError(
             f"{path} has format version {text.get('version')!r} and this myna reads 1 to {VERSION}; "
             "use the myna that wrote it, or learn again"

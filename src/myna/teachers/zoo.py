@@ -2,7 +2,8 @@
 
 Each family is a frozen record: its fields are its parameters, `teacher()` builds the
 model, and `rank_text` says the exact rank at each cut t (after t tokens) of the block
-P(future | history). Random choices come from `seed` alone.
+P(future | history), and where it is known the logit rank: that of the block of centred
+next-token logits, histories against futures followed by a token. Random choices come from `seed` alone.
 """
 
 import dataclasses
@@ -15,7 +16,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from myna.errors import InputError
+from myna.lowrank.isan import Isan, IsanStep
+from myna.spec import Spec, numbered
 from myna.teachers.automaton import Automaton
+from myna.teachers.copies import CopyTeacher
 from myna.teachers.hmm import Hmm
 from myna.teachers.scripted import CopyModel, LabelModel, LogitTwoModel, ParityModel
 from myna.teachers.stepped import SteppedTeacher
@@ -48,7 +52,8 @@ class Parity:
 
     summary: ClassVar[str] = "uniform bits, then the noisy parity of a secret subset"
     rank_text: ClassVar[str] = (
-        "2 at the cuts from just after the first secret bit to just before the label, 1 elsewhere"
+        "2 at the cuts from just after the first secret bit to just before the label, 1 elsewhere; "
+        "logit rank 1 at every cut (0 < noise < 1/2)"
     )
 
     def secret(self) -> Int[Tensor, " bit"]:
@@ -64,6 +69,16 @@ class Parity:
             return (1,) * (self.bits + 1)
         first = int(self.secret().argmax())
         return (1,) * (first + 1) + (2,) * (self.bits - first)
+
+    def logit_ranks(self) -> tuple[int, ...]:
+        """The logit rank at cuts 0 .. bits: one column, the label's sign, flips with the parity.
+
+        Raises:
+            InputError: without noise, where some tokens have no logit.
+        """
+        if self.noise == 0:
+            raise InputError("noise 0 leaves labels of probability zero, which have no logit")
+        return (0 if self.noise == 0.5 else 1,) * (self.bits + 1)
 
     def teacher(self) -> SteppedTeacher:
         """Build the model."""
@@ -287,14 +302,68 @@ class LogitTwo:
 
     summary: ClassVar[str] = "logit rank 2, and probability rank exponential in exact arithmetic"
     rank_text: ClassVar[str] = (
-        "min(2^t, 2^(length-1-t) + 1) at cut t in exact arithmetic, far less numerically when long"
+        "min(2^t, 2^(length-1-t) + 1) at cut t in exact arithmetic, far less numerically when long; "
+        "logit rank 2, and 1 at the first and the last cut"
     )
+
+    def logit_ranks(self) -> tuple[int, ...]:
+        """The logit rank at cuts 0 .. length - 1."""
+        return (1, *(2,) * (self.length - 2), 1)
 
     def teacher(self) -> SteppedTeacher:
         """Build the model."""
         if self.length % 2 == 0:
             raise InputError(f"the logit-rank-2 model needs an odd length, got {self.length}")
         return LogitTwoModel(self.length // 2, self.scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomIsan:
+    """An input-switched affine network whose matrices are random rotations.
+
+    first, of length 1, and the columns of each B are drawn from Gaussian laws, those of B with
+    standard deviation `scale`; each A_{t,o} is a rotation drawn from the Haar measure. So x
+    keeps its length, and the logits at every step and history have standard deviation `scale`
+    over draws of B: the laws neither settle nor become certain as tokens are read.
+    """
+
+    dim: int = number(4, 1, 1024)
+    symbols: int = number(16, 2, 10_000)
+    horizon: int = number(32, 1)
+    scale: float = number(2.0, 1e-6, 100)
+    varying: bool = True
+    seed: int = number(0, 0)
+
+    summary: ClassVar[str] = (
+        "an input-switched affine network of random rotations, stationary or time-varying"
+    )
+    rank_text: ClassVar[str] = (
+        "logit rank almost surely min(dim, symbols^t, symbols^(horizon-t) - 1), where t > 0; "
+        "the rank of probabilities has no such bound"
+    )
+
+    def logit_ranks(self) -> tuple[int, ...]:
+        """The almost sure logit rank at cuts 0 .. horizon - 1."""
+        o = self.symbols
+        return tuple(
+            min(self.dim, o ** min(t, 64), o ** min(self.horizon - t, 64) - 1)
+            for t in range(self.horizon)
+        )
+
+    def teacher(self) -> SteppedTeacher:
+        """Build the model."""
+        random = np.random.default_rng(self.seed)
+        first = torch.from_numpy(random.standard_normal(self.dim))
+        steps = tuple(self._step(random) for _ in range(self.horizon if self.varying else 1))
+        language = Spec(numbered(self.symbols), None, self.horizon, "unset")
+        return CopyTeacher(Isan.of(language, first / first.norm(), steps))
+
+    def _step(self, random: np.random.Generator) -> IsanStep:
+        logits = self.scale * random.standard_normal((self.dim, self.symbols))
+        q, r = np.linalg.qr(random.standard_normal((self.symbols, self.dim, self.dim)))
+        rotations = q * np.sign(np.einsum("oii->oi", r))[:, None, :]  # makes q Haar distributed
+        change = torch.from_numpy(rotations).transpose(0, 1).contiguous()
+        return IsanStep(torch.from_numpy(logits), change)
 
 
 FAMILIES: dict[str, type[Family]] = {
@@ -308,4 +377,5 @@ FAMILIES: dict[str, type[Family]] = {
     "unigram": Unigram,
     "markov": Markov,
     "logit2": LogitTwo,
+    "isan": RandomIsan,
 }

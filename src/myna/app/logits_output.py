@@ -1,0 +1,77 @@
+"""What `myna learn --space logits` prints."""
+
+from typing import Any
+
+from myna.app import output
+from myna.logits.provable import ProvableReport
+from myna.logits.report import LogitReport
+
+
+def logit_record(
+    report: LogitReport | ProvableReport, teacher: str, student: str | None
+) -> dict[str, Any]:
+    """The JSON of the command: the report, with the logit rank of each cut."""
+    record = output.plain(report)
+    queries = record.pop("accounts")
+    if isinstance(report, LogitReport):
+        record["next_token_ranks"] = [cut.next_token_rank for cut in report.cuts]
+    return {
+        "teacher": teacher,
+        "student": student,
+        "space": "logits",
+        "learner": "exact-rank" if isinstance(report, LogitReport) else "provable",
+        **record,
+        "logit_ranks": list(report.ranks),
+        "queries": queries,
+        "tokens": {
+            name: account.tokens_sent + account.tokens_received
+            for name, account in report.accounts.items()
+        },
+    }
+
+
+def show_logits(report: LogitReport, student: str | None) -> None:
+    """The outcome, the logit ranks, the cost."""
+    out = output.out
+    out.print(f"[bold]{report.outcome.value}[/bold]: {report.reason}")
+    if report.stationary and report.cuts:
+        out.print(
+            "structure   one network for all cuts, in log-probability space\n"
+            f"logit rank  {report.ranks[0]} over all cuts, "
+            f"{report.cuts[0].next_token_rank} of next-token logits alone"
+        )
+    elif report.cuts:
+        alone = output.runs(cut.next_token_rank for cut in report.cuts)
+        out.print("structure   time-varying, one basis per cut, in log-probability space")
+        out.print(f"logit rank  by cut {output.runs(report.ranks)}")
+        out.print(f"            by cut {alone} of next-token logits alone")
+    _show_end(report, student)
+
+
+def show_provable(report: ProvableReport, student: str | None) -> None:
+    """The outcome, the histories kept, what the programs left, the cost."""
+    out = output.out
+    out.print(f"[bold]{report.outcome.value}[/bold]: {report.reason}")
+    if report.ranks:
+        longest = max(1 + len(word) for words in report.futures for word in words)
+        out.print(
+            "structure   time-varying, a linear program at each prefix, in log-probability space\n"
+            f"logit rank  histories kept by cut {output.runs(report.ranks)}\n"
+            f"futures     {sum(map(len, report.futures)):,} words over all cuts, the longest of "
+            f"{longest} with its last token\n"
+            f"programs    error at most {report.worst_error:.2g} nats over {report.programs:,} "
+            f"prefixes; {report.solves:,} runs of the solver, {report.widened:,} bounds widened"
+        )
+    _show_end(report, student)
+
+
+def _show_end(report: LogitReport | ProvableReport, student: str | None) -> None:
+    """Evidence of a refusal, what was spent, where the copy is."""
+    out = output.out
+    if report.refusal:
+        values = ", ".join(f"{v:.3g}" for v in report.refusal.singular_values[:8])
+        out.print(f"evidence    singular values of the rows, nats: {values}, ...")
+    output.show_accounts(report.accounts)
+    out.print(f"time        {report.seconds:.1f} s")
+    if student:
+        out.print(f"saved       {student}")

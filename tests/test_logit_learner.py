@@ -1,0 +1,188 @@
+"""The exact-rank learner in logit space: recovery, cost, refusals, and its command."""
+
+import itertools
+import json
+
+import counting
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_cli import myna
+
+from myna.errors import InputError
+from myna.logits.exact import learn_logits
+from myna.logits.report import LogitOutcome, LogitSettings
+from myna.lowrank.isan import Isan, IsanStep
+from myna.lowrank.student import strings
+from myna.spec import Spec, numbered
+from myna.teachers.copies import CopyTeacher
+from myna.teachers.function import FunctionTeacher
+from myna.teachers.ledger import Budget, Ledger
+from myna.teachers.uri import open_teacher
+from myna.teachers.zoo import LogitTwo, Parity, RandomIsan
+
+
+def learn(teacher, budget=None, **settings):
+    ledger = Ledger(teacher, Budget(queries=budget))
+    return learn_logits(ledger, LogitSettings(**settings), torch.Generator().manual_seed(0))
+
+
+def worst_score(teacher, student):
+    """The largest difference of log-probabilities over all whole strings."""
+    spec = teacher.spec
+    rows = list(itertools.product(range(spec.num_tokens), repeat=spec.horizon))
+    batch = strings([list(row) for row in rows])
+    return float((teacher.score(batch) - student.score(batch)).abs().max())
+
+
+FAMILIES = [
+    RandomIsan(dim=3, symbols=3, horizon=6),
+    RandomIsan(dim=8, symbols=3, horizon=6, seed=1),
+    RandomIsan(dim=5, symbols=4, horizon=5, varying=False),
+    Parity(bits=8, noise=0.1, seed=2),
+    LogitTwo(length=9),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_networks_of_known_rank_are_recovered(family):
+    teacher = family.teacher()
+    found = learn(teacher)
+    assert found.report.outcome is LogitOutcome.VERIFIED
+    assert found.report.ranks == family.logit_ranks() == found.student.ranks
+    assert worst_score(teacher, found.student) < 1e-9
+
+
+def test_the_logit_rank_can_be_far_below_the_rank_of_probabilities():
+    """Parity has one column of logits; a network with two dimensions is not low rank there."""
+    assert max(Parity(bits=6).ranks()) == 2 and set(Parity(bits=6).logit_ranks()) == {1}
+    found = learn(LogitTwo(length=13).teacher())
+    assert max(found.report.ranks) == 2
+
+
+@given(
+    dim=st.integers(1, 4),
+    symbols=st.integers(2, 4),
+    horizon=st.integers(1, 5),
+    stop=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+def test_any_network_is_recovered(dim, symbols, horizon, stop, seed):
+    """Gaussian matrices, no rotations; the last token may end a sequence."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=draw, dtype=torch.float64)
+
+    steps = tuple(IsanStep(normal(dim, symbols), normal(dim, symbols, dim)) for _ in range(horizon))
+    spec = Spec(numbered(symbols, stop), symbols - 1 if stop else None, horizon, "unset")
+    teacher = CopyTeacher(Isan.of(spec, normal(dim), steps))
+    found = learn(teacher, verify_histories=100)
+    assert found.report.outcome is LogitOutcome.VERIFIED
+    assert max(found.report.ranks) <= dim
+    drawn = teacher.sample(100, draw)
+    gap = (teacher.score(drawn) - found.student.score(drawn)).abs().max()
+    assert float(gap) < 1e-6
+
+
+def test_every_query_is_counted():
+    asked = counting.Counting(RandomIsan(dim=8, symbols=4, horizon=6).teacher())
+    found = learn(asked)
+    questions = asked.asked
+    assert {kind for kind, _ in questions} == {"law"} and len(set(questions)) == len(questions)
+    accounts = found.report.accounts
+    assert set(accounts) == {"learn", "verify"}
+    assert sum(a.next_token_queries for a in accounts.values()) == len(questions)
+    assert sum(map(sum, found.report.queries_by_cut.values())) == len(questions)
+
+
+def test_a_law_fills_all_columns_of_a_word():
+    """Below the alphabet's dimension nothing but the children's laws is asked."""
+    family = RandomIsan(dim=4)
+    found = learn(family.teacher())
+    children = sum(16 * rank for rank in family.logit_ranks()[:-1])
+    assert found.report.accounts["learn"].next_token_queries == 1 + children
+
+
+def test_the_budget_leaves_a_copy():
+    teacher = RandomIsan(dim=4, symbols=4, horizon=6).teacher()
+    for budget in (0, 1, 30, 70):
+        found = learn(teacher, budget=budget)
+        assert found.report.outcome is LogitOutcome.BUDGET_EXHAUSTED
+        total = sum(a.next_token_queries for a in found.report.accounts.values())
+        assert total <= budget
+        laws = found.student.law(found.student.initial(3)).exp().sum(1)
+        torch.testing.assert_close(laws, torch.ones(3).double())
+
+
+def test_too_high_a_rank_is_refused_with_evidence():
+    found = learn(RandomIsan(dim=6, symbols=8, horizon=5).teacher(), max_rank=4)
+    assert found.student is None and found.report.outcome is LogitOutcome.NOT_LOW_RANK
+    refusal = found.report.refusal
+    assert refusal.cut == 1 and refusal.at_least == 5 and len(refusal.singular_values) == 5
+    assert "above the cap of 4" in found.report.reason
+
+
+def test_one_basis_for_all_cuts():
+    family = RandomIsan(dim=5, symbols=4, horizon=9, varying=False)
+    teacher = family.teacher()
+    found = learn(teacher, stationary=True)
+    assert found.report.outcome is LogitOutcome.VERIFIED and found.report.ranks == (5,)
+    drawn = teacher.sample(200, torch.Generator().manual_seed(1))
+    gap = (teacher.score(drawn) - found.student.score(drawn)).abs().max()
+    assert float(gap) < 1e-9
+
+
+def test_a_false_claim_of_stationarity_is_caught():
+    found = learn(RandomIsan(dim=3, symbols=4, horizon=9).teacher(), stationary=True, max_rank=8)
+    assert found.report.outcome is not LogitOutcome.VERIFIED
+
+
+def test_without_a_horizon_one_basis_serves():
+    spec = Spec(numbered(3), None, None, "unset")
+    step = RandomIsan(dim=2, symbols=3, varying=False).teacher().student.steps
+    teacher = CopyTeacher(Isan.of(spec, torch.ones(2).double(), step))
+    found = learn(teacher, max_tokens=40)
+    assert found.report.stationary and found.report.outcome is LogitOutcome.VERIFIED
+    with pytest.raises(InputError, match="learn it as stationary"):
+        learn(teacher, stationary=False)
+
+
+def test_laws_with_zeros_are_refused():
+    teacher = FunctionTeacher(lambda _: [1.0, 0.0], ("a", "b"), horizon=3)
+    with pytest.raises(InputError, match="probability zero"):
+        learn(teacher)
+
+
+def test_settings_that_learn_nothing_are_refused():
+    for wrong in ({"tolerance": 0.0}, {"spanner_bound": 1.0}, {"max_rank": 0}, {"mismatch": 2.0}):
+        with pytest.raises(InputError):
+            LogitSettings(**wrong)
+
+
+def test_the_command_learns_saves_and_certifies(tmp_path):
+    uri = "zoo:isan?dim=3&symbols=3&horizon=6"
+    done = myna("learn", uri, "-o", tmp_path / "s", "--space", "logits", "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["space"] == "logits" and record["outcome"] == "verified"
+    assert record["logit_ranks"] == [1, 3, 3, 3, 3, 2]
+    assert record["queries"]["learn"]["next_token_queries"] == 58
+    drawn = open_teacher(uri).sample(50, torch.Generator().manual_seed(0))
+    copy = open_teacher(f"student:{tmp_path / 's'}")
+    torch.testing.assert_close(copy.score(drawn), open_teacher(uri).score(drawn))
+    info = json.loads(myna("info", tmp_path / "s", "--json").stdout)
+    assert info["ranks"] == [1, 3, 3, 3, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--access", "samples"], "needs --access laws"),
+        (["--structure", "test"], "needs --space probabilities"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(tmp_path, options, message):
+    done = myna("learn", "zoo:isan", "-o", tmp_path / "s", "--space", "logits", *options)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
