@@ -88,12 +88,6 @@ class Net(abc.ABC):
     ) -> Float[Tensor, "batch wider"]:
         """The rows after one or more further tokens, all read in one pass."""
 
-    @abc.abstractmethod
-    def along(
-        self, row: Float[Tensor, "1 width"], tokens: Int[Tensor, "future time"]
-    ) -> Float[Tensor, "future time token"]:
-        """Logits after each of the further tokens, all futures in one pass."""
-
     def logits(self, rows: Float[Tensor, "batch width"]) -> Float[Tensor, "batch token"]:
         """The next token's logits."""
         return rows[:, : self.num_tokens]
@@ -149,20 +143,6 @@ class KeyValueNet(Net):
         with torch.no_grad():
             answer = self.model(input_ids=tokens, position_ids=places, **given)
         return answer.logits[:, -1], past
-
-    def along(
-        self, row: Float[Tensor, "1 width"], tokens: Int[Tensor, "future time"]
-    ) -> Float[Tensor, "future time token"]:
-        """The row's keys and values are shared by all futures."""
-        flat = row[:, self.num_tokens :]
-        time = flat.shape[1] // self.width
-        stacked = flat.unflatten(1, (time, self.width)).expand(len(tokens), -1, -1)
-        blocks = [(keys.read(stacked), values.read(stacked)) for keys, values in self._slices]
-        places = torch.arange(time, time + tokens.shape[1], device=row.device)[None]
-        given = {self._cache_name: _Past(blocks, time), "use_cache": True}
-        with torch.no_grad():
-            answer = self.model(input_ids=tokens.to(row.device), position_ids=places, **given)
-        return answer.logits
 
     def _flat(self, past: _Past) -> Float[Tensor, "batch new_width"]:
         """What the new tokens add to each row."""
@@ -224,14 +204,6 @@ class WholeNet(Net):
             return rows.new_empty((0, rows.shape[1] + tokens.shape[1]))
         before = rows[:, self.num_tokens :].long()
         return self._rows(torch.cat([before, tokens.to(before.device)], 1))
-
-    def along(
-        self, row: Float[Tensor, "1 width"], tokens: Int[Tensor, "future time"]
-    ) -> Float[Tensor, "future time token"]:
-        """One pass over all tokens of each."""
-        before = row[:, self.num_tokens :].long().expand(len(tokens), -1)
-        logits = self.whole(torch.cat([before, tokens.to(before.device)], 1))
-        return logits[:, before.shape[1] :]
 
 
 def net_of(model: Any, begin: int) -> Net:

@@ -30,10 +30,8 @@ from torch import Tensor
 from myna.errors import BudgetExhausted, TeacherError
 from myna.lowrank.student import Strings, check_strings
 from myna.spec import Spec
-from myna.teachers import crossing
 from myna.teachers.account import Account, Budget
 from myna.teachers.answers import checked_completions, checked_law, checked_top
-from myna.teachers.crossing import Futures
 from myna.teachers.drawn import Drawn, Grown, Request
 from myna.teachers.draws import complete_by_laws
 from myna.teachers.ledger_file import LedgerFile
@@ -299,30 +297,6 @@ class LawsView(TopLawsView):
                     answer = ledger._facing(self.purpose).laws(missing)  # pyright: ignore[reportAttributeAccessIssue]
                 ledger._laws.add(missing.keys(), checked_law(self.spec, missing, answer))
             return ledger._laws.find(keys)
-
-    def cross(self, histories: Prefixes, futures: Futures) -> Float[Tensor, "history future"]:
-        """Log P(f | h) of a block: counted, and kept only where there is a file."""
-        if self._ledger._file is not None:
-            return crossing.cross_by_laws(self, histories, futures)
-        return crossing.cross(self._charged(histories, futures), histories, futures)
-
-    def cross_laws(
-        self, histories: Prefixes, futures: Futures
-    ) -> Float[Tensor, "history word token"]:
-        """The laws of a block: counted, and kept only where there is a file."""
-        if self._ledger._file is not None:
-            return crossing.cross_laws_by_laws(self, histories, futures)
-        return crossing.cross_laws(self._charged(histories, futures), histories, futures)
-
-    def _charged(self, histories: Prefixes, futures: Futures) -> Laws:
-        """The teacher, once a block is paid."""
-        crossing.check_crossing(self.spec, histories, futures.whole)
-        lengths = (histories.lengths[:, None] + futures.words.lengths).reshape(-1)
-        spent = Account(next_token_queries=len(lengths), tokens_sent=int(lengths.sum()))
-        with self._ledger._lock:
-            self._ledger._charge(self.purpose, spent)
-            self._ledger._count_cuts(self.purpose, lengths)
-        return self._ledger._teacher  # pyright: ignore[reportReturnType]
 
     def draw_by_laws(self, count: int, first_draw: int, max_tokens: int | None) -> Completions:
         """Whole sequences drawn on this side from laws; every law used is a query."""

@@ -44,12 +44,6 @@ class Prefixes(NamedTuple):
         """The chosen rows."""
         return Prefixes(self.tokens[index], self.lengths[index])
 
-    def cut(self, lengths: Int[Tensor, " batch"]) -> "Prefixes":
-        """The first tokens of each row, as many as said."""
-        tokens = self.tokens[:, : int(lengths.max()) if len(lengths) else 0]
-        beyond = torch.arange(tokens.shape[1]) >= lengths[:, None]
-        return Prefixes(tokens.masked_fill(beyond, -1), lengths)
-
     def keys(self) -> list[bytes]:
         """One byte string a prefix, equal exactly where the prefixes are equal.
 

@@ -14,7 +14,6 @@ of prefixes asked before are kept, and a batch is read along its prefix tree.
 """
 
 import os
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ from torch import Tensor
 from myna.errors import TeacherError
 from myna.lowrank.student import State, StepInfo, Strings, check_strings
 from myna.spec import Spec
-from myna.teachers.crossing import Futures, history_groups
 from myna.teachers.draws import complete_in_parts, draw_limits, sample_by_completing
 from myna.teachers.key_values import net_of
 from myna.teachers.oracle import Completions, Stream
@@ -37,8 +35,6 @@ _COPIES = 6  # of a row that exist at once while a batch is read
 _SHARE = 0.25  # of the free memory, for a batch; as much again for what is kept
 _KEPT_BYTES = 2**31  # states kept, where memory allows
 _DRAWS = 2**15  # draws completed together
-_FUTURES = 64  # read together after one history: more no longer fit in a cache
-_TOGETHER = 64  # histories whose rows are made together
 
 
 class TransformerTeacher(SteppedTeacher):
@@ -100,62 +96,6 @@ class TransformerTeacher(SteppedTeacher):
                 laws[rows] = answer
                 done += len(rows)
         return laws[sorted_rows.place]
-
-    def cross(self, histories: Prefixes, futures: Futures) -> Float[Tensor, "history future"]:
-        """Log P(f | h) in nats: each history read once, its states shared by all futures.
-
-        Softmaxes have the logits' precision here (the sums over a future are float64).
-        """
-        whole = futures.whole
-        out = torch.empty((len(histories.lengths), len(whole.lengths)), dtype=torch.float64)
-        for i, row in self._rows_of(histories):
-            for some, answer in self._along(row, whole, _futures_scored):
-                out[i, some] = answer.cpu()
-        return out
-
-    def cross_laws(
-        self, histories: Prefixes, futures: Futures
-    ) -> Float[Tensor, "history word token"]:
-        """The law (nats) after each history and word, each history read once."""
-        shape = (len(histories.lengths), len(futures.words.lengths), self._spec.num_tokens)
-        if 2 * shape[1] < int(futures.whole.lengths.sum()):  # the words share much: along the tree
-            return self.laws(histories.extended(futures.words)).reshape(shape)
-        out = torch.empty(shape, dtype=torch.float64)
-        for i, row in self._rows_of(histories):
-            for some, answer in self._along(row, futures.whole, _futures_laws):
-                place = futures.place[some]
-                out[i, place[place >= 0]] = answer.cpu()[place >= 0]
-        return out
-
-    def _rows_of(self, histories: Prefixes) -> Iterator[tuple[int, Tensor]]:
-        """Each history's number and row."""
-        net = self._net
-        for group in history_groups(histories):
-            for part in group.split(_TOGETHER):
-                some = histories.take(part)
-                rows = walk(net.root, net.extend, lambda rows: rows, some, self._kept)
-                for at, i in enumerate(part.tolist()):
-                    yield i, rows[at : at + 1].to(net.root.device)
-
-    def _along(
-        self, row: Tensor, futures: Prefixes, read: Callable[[Tensor, Prefixes], Tensor]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """What `read` makes of the logits before every token of futures, a part at a time."""
-        net, done = self._net, 0
-
-        def answer(part: Prefixes) -> Tensor:
-            first = net.logits(row).expand(len(part.lengths), 1, -1)
-            if part.tokens.shape[1] == 1:
-                return read(first, part)
-            later = net.along(row, part.tokens[:, :-1].clamp(min=0))
-            return read(torch.cat([first, later], 1), part)
-
-        while done < len(futures.lengths):
-            some = torch.arange(done, min(len(futures.lengths), done + min(_FUTURES, self._batch)))
-            found = self._within_memory(answer, futures.take(some))
-            if found is not None:
-                yield some, found
-                done += len(some)
 
     def _walk(self, prefixes: Prefixes) -> Float[Tensor, "batch token"]:
         net = self._net
@@ -252,19 +192,6 @@ class TransformerTeacher(SteppedTeacher):
         """Bytes that a prefix of a length takes: its row, and its law in float64."""
         row = self._net.row_numbers(length) * self._net.root.element_size()
         return row + 8 * self._spec.num_tokens
-
-
-def _futures_scored(logits: Tensor, futures: Prefixes) -> Tensor:
-    """Log P(f) of each future from the logits before each of its tokens."""
-    tokens = futures.tokens.to(logits.device).clamp(min=0)
-    picked = logits.gather(2, tokens[:, :, None])[:, :, 0]
-    steps = (picked - logits.logsumexp(2)).double()
-    inside = torch.arange(tokens.shape[1]) < futures.lengths[:, None]
-    return torch.where(inside.to(steps.device), steps, 0.0).sum(1)
-
-
-def _futures_laws(logits: Tensor, _: Prefixes) -> Tensor:
-    return _law(logits)
 
 
 def _law(logits: Tensor) -> Tensor:
