@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint servers clean
+.PHONY: demo test lint talk servers clean
 
 demo: $(READY)
 	@echo "== myna: learning noisy parity with 64 bits by asking =="
@@ -21,6 +21,11 @@ lint: $(READY)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
+
+# Every command of docs/talk.md; what they print is kept in docs/talk-output.md.
+talk: $(READY)
+	@echo "== myna: the talk, topic by topic =="
+	@$(BIN)/python tools/talk.py
 
 # Three servers of language models, each in an environment of its own (about 4 GB, half an hour
 # or more: llama.cpp is compiled), then asked side by side. Not part of the tests.

@@ -1,0 +1,1 @@
+"""What an API leaks, and what no copy of a kind can be."""
