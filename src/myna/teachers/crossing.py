@@ -100,7 +100,41 @@ def crossed(
     kept = torch.zeros((0, 2), dtype=torch.int64) if kept is None else kept
     if isinstance(teacher, Crosses):
         return teacher.cross(histories, futures, kept)
-    return _by_laws(teacher, histories, futures, kept)
+    return crossed_by_laws(teacher, histories, futures, kept)
+
+
+def crossed_by_steps(
+    model: Stepper, histories: Prefixes, futures: Prefixes, kept: Int[Tensor, "kept 2"]
+) -> Crossing:
+    """State by state along the tree of futures, each history's state made once."""
+    tree = FutureTree.of(futures)
+    count, width = len(histories.lengths), len(futures.lengths)
+    log_probs = torch.zeros((count, width), dtype=torch.float64)
+    laws = torch.full((count, len(kept), model.spec.num_tokens), torch.nan, dtype=torch.float64)
+    for length in histories.lengths.unique().tolist():
+        rows = (histories.lengths == length).nonzero()[:, 0]
+        state = states_of(model, histories.take(rows))
+        for place in range(int(futures.lengths.max())):
+            nodes = (tree.pairs[:, 1] == place).nonzero()[:, 0]
+            if place:  # from the parents' states, node by node of each history
+                future = tree.pairs[nodes, 0]
+                parent = tree.node_of[future, place - 1] - above
+                token = futures.tokens[future, place - 1].repeat(len(rows))
+                start = torch.arange(len(rows))[:, None] * wide + parent
+                state, _ = model.step(state.take(start.reshape(-1)), token)
+            above, wide = nodes[0], len(nodes)
+            law = model.law(state).unflatten(0, (len(rows), wide))
+            inside = (futures.lengths > place).nonzero()[:, 0]
+            local = tree.node_of[inside, place] - above
+            token = futures.tokens[inside, place].expand(len(rows), -1)
+            steps = law[:, local].gather(2, token[:, :, None])[:, :, 0]
+            before = log_probs[rows[:, None], inside]
+            # nothing follows what is impossible, whatever its state says
+            log_probs[rows[:, None], inside] = torch.where(before.isneginf(), before, before + steps)
+            wanted = (kept[:, 1] == place).nonzero()[:, 0]
+            column = tree.node_of[kept[wanted, 0], place] - above
+            laws[rows[:, None], wanted] = law[:, column]
+    return Crossing(log_probs, laws)
 
 
 def check_crossing(spec: Spec, histories: Prefixes, futures: Prefixes) -> None:
@@ -134,10 +168,10 @@ def check_crossing(spec: Spec, histories: Prefixes, futures: Prefixes) -> None:
             )
 
 
-def _by_laws(
+def crossed_by_laws(
     teacher: Laws, histories: Prefixes, futures: Prefixes, kept: Int[Tensor, "kept 2"]
 ) -> Crossing:
-    """Depth by depth; nothing is asked after a prefix of probability zero."""
+    """Law by law, depth by depth; nothing is asked after a prefix of probability zero."""
     tree = FutureTree.of(futures)
     count, tokens = len(histories.lengths), teacher.spec.num_tokens
     log_probs = torch.zeros((count, len(futures.lengths)), dtype=torch.float64)
