@@ -17,9 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import InputError
+from myna.lowrank.student import Stepper
 from myna.spec import Spec
 from myna.teachers.oracle import Laws
 from myna.teachers.prefixes import Prefixes
+from myna.teachers.stepped import SteppedTeacher, states_of
 
 
 class Crossing(NamedTuple):
@@ -100,6 +102,8 @@ def crossed(
     kept = torch.zeros((0, 2), dtype=torch.int64) if kept is None else kept
     if isinstance(teacher, Crosses):
         return teacher.cross(histories, futures, kept)
+    if isinstance(teacher, SteppedTeacher):
+        return crossed_by_steps(teacher, histories, futures, kept)
     return crossed_by_laws(teacher, histories, futures, kept)
 
 
@@ -114,6 +118,7 @@ def crossed_by_steps(
     for length in histories.lengths.unique().tolist():
         rows = (histories.lengths == length).nonzero()[:, 0]
         state = states_of(model, histories.take(rows))
+        above, wide = 0, 1
         for place in range(int(futures.lengths.max())):
             nodes = (tree.pairs[:, 1] == place).nonzero()[:, 0]
             if place:  # from the parents' states, node by node of each history
@@ -122,16 +127,21 @@ def crossed_by_steps(
                 token = futures.tokens[future, place - 1].repeat(len(rows))
                 start = torch.arange(len(rows))[:, None] * wide + parent
                 state, _ = model.step(state.take(start.reshape(-1)), token)
-            above, wide = nodes[0], len(nodes)
+            above, wide = int(nodes[0]), len(nodes)
             law = model.law(state).unflatten(0, (len(rows), wide))
             inside = (futures.lengths > place).nonzero()[:, 0]
             local = tree.node_of[inside, place] - above
             token = futures.tokens[inside, place].expand(len(rows), -1)
             steps = law[:, local].gather(2, token[:, :, None])[:, :, 0]
-            before = log_probs[rows[:, None], inside]
+            reached = log_probs[rows]
+            before = reached[:, inside]
             # nothing follows what is impossible, whatever its state says
-            log_probs[rows[:, None], inside] = torch.where(before.isneginf(), before, before + steps)
+            log_probs[rows[:, None], inside] = torch.where(
+                before.isneginf(), before, before + steps
+            )
             wanted = (kept[:, 1] == place).nonzero()[:, 0]
+            if bool(reached[:, kept[wanted, 0]].isneginf().any()):
+                raise InputError(_NONE)
             column = tree.node_of[kept[wanted, 0], place] - above
             laws[rows[:, None], wanted] = law[:, column]
     return Crossing(log_probs, laws)
@@ -168,6 +178,12 @@ def check_crossing(spec: Spec, histories: Prefixes, futures: Prefixes) -> None:
             )
 
 
+_NONE = (
+    "a law was wanted after a history and a future of probability zero, and there is none; "
+    "choose futures that every history can take"
+)
+
+
 def crossed_by_laws(
     teacher: Laws, histories: Prefixes, futures: Prefixes, kept: Int[Tensor, "kept 2"]
 ) -> Crossing:
@@ -196,9 +212,6 @@ def crossed_by_laws(
         wanted = (kept[:, 1] == place).nonzero()[:, 0]
         column = kept_nodes[wanted] - nodes[0]
         if not bool(possible[:, column].all()):
-            raise InputError(
-                "a law was wanted after a history and a future of probability zero, and there is "
-                "none; choose futures that every history can take"
-            )
+            raise InputError(_NONE)
         laws[:, wanted] = here[:, column]
     return Crossing(log_probs, laws)

@@ -17,9 +17,10 @@ from torch import Tensor
 _SOURCE = Path(__file__).with_name("llama_passes.c")
 # no -ffast-math: linked into a library, it would round denormals to zero in the whole process
 _FLAGS = (
-    "-O3 -march=native -shared -fPIC -fno-math-errno -fno-trapping-math -ffinite-math-only "
-    "-fno-signed-zeros -fassociative-math -freciprocal-math -ffp-contract=fast"
-).split()
+    *("-O3", "-march=native", "-shared", "-fPIC", "-ffp-contract=fast"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffinite-math-only"),
+    *("-fno-signed-zeros", "-fassociative-math", "-freciprocal-math"),
+)
 
 
 @functools.cache

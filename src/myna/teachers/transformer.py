@@ -40,6 +40,7 @@ _COPIES = 6  # of a row that exist at once while a batch is read
 _SHARE = 0.25  # of the free memory, for a batch; as much again for what is kept
 _KEPT_BYTES = 2**31  # states kept, where memory allows
 _DRAWS = 2**15  # draws completed together
+_TOGETHER = 32  # histories read in one pass
 _TREE = 0.5  # futures with fewer distinct places than this share of all are walked as a tree
 
 _Read = TypeVar("_Read")
@@ -203,9 +204,29 @@ class TransformerTeacher(SteppedTeacher):
         while True:
             batch = min(fits, self._batch)
             crosser = Crosser(self._net, self._llama, futures, kept, batch)
-            answer = self._within_memory(crosser.cross, histories)
+            states = self._states(histories)
+            answer = self._within_memory(crosser.cross, states)
             if answer is not None:
                 return answer
+
+    def _states(self, histories: Prefixes) -> list[Tensor]:
+        """The row of each history, kept for the next futures."""
+        net, keys = self._net, histories.keys()
+        found = self._kept.find(keys)
+        for length in histories.lengths.unique().tolist():
+            rows = [
+                i
+                for i, row in enumerate(found)
+                if row is None and int(histories.lengths[i]) == length
+            ]
+            for some in torch.tensor(rows, dtype=torch.int64).split(_TOGETHER):
+                tokens = histories.tokens[some, :length]
+                root = net.root.expand(len(some), -1)
+                states = net.extend(root, tokens) if length else root
+                self._kept.keep([keys[i] for i in some.tolist()], states)
+                for i, state in zip(some.tolist(), states, strict=True):
+                    found[i] = state
+        return [row[None] for row in found if row is not None]
 
     @functools.cached_property
     def _llama(self) -> LlamaCross | None:
