@@ -12,6 +12,7 @@ proper prefixes, the ones whose laws make up M, each distinct one once.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import torch
@@ -69,7 +70,7 @@ class LogitMatrix:
         """Columns of a node."""
         return self.teacher.spec.num_tokens if self.tokens is None else self.tokens.shape[1]
 
-    @property
+    @functools.cached_property
     def mark(self) -> str:
         """A digest of all that the entries depend on."""
         return fingerprint(
