@@ -92,6 +92,12 @@ class Net(abc.ABC):
         """The next token's logits."""
         return rows[:, : self.num_tokens]
 
+    @abc.abstractmethod
+    def follow(
+        self, row: Float[Tensor, "1 width"], tokens: Int[Tensor, "batch new"]
+    ) -> Float[Tensor, "batch new token"]:
+        """Logits after each of the tokens, every batch row read after the same row."""
+
     def row_numbers(self, length: int) -> int:
         """Numbers in the row of a prefix of `length` tokens."""
         return self.num_tokens + (length + 1) * self.width
@@ -137,12 +143,16 @@ class KeyValueNet(Net):
             raise NoKeysAndValues
 
     def _forward(self, tokens: Int[Tensor, "batch new"], past: _Past) -> tuple[Tensor, _Past]:
+        return self._run(tokens, past, self._last_only)[:, -1], past
+
+    def _run(
+        self, tokens: Int[Tensor, "batch new"], past: _Past, more: dict[str, int]
+    ) -> Float[Tensor, "batch read token"]:
         before = past.get_seq_length()
         places = torch.arange(before, before + tokens.shape[1], device=tokens.device)[None]
-        given = {self._cache_name: past, "use_cache": True, **self._last_only}
+        given = {self._cache_name: past, "use_cache": True, **more}
         with torch.no_grad():
-            answer = self.model(input_ids=tokens, position_ids=places, **given)
-        return answer.logits[:, -1], past
+            return self.model(input_ids=tokens, position_ids=places, **given).logits
 
     def _flat(self, past: _Past) -> Float[Tensor, "batch new_width"]:
         """What the new tokens add to each row."""
@@ -160,11 +170,27 @@ class KeyValueNet(Net):
         if not len(rows):
             return rows.new_empty((0, rows.shape[1] + tokens.shape[1] * self.width))
         flat = rows[:, self.num_tokens :]
-        time = flat.shape[1] // self.width
-        stacked = flat.unflatten(1, (time, self.width))
-        blocks = [(keys.read(stacked), values.read(stacked)) for keys, values in self._slices]
-        logits, past = self._forward(tokens.to(self.model.device), _Past(blocks, time))
+        blocks = self.blocks(rows)
+        given = _Past(blocks, blocks[0][0].shape[2])
+        logits, past = self._forward(tokens.to(self.model.device), given)
         return torch.cat([logits, flat, self._flat(past)], 1)
+
+    def blocks(self, rows: Float[Tensor, "batch width"]) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's keys and values in the rows, (batch, head, time, size)."""
+        flat = rows[:, self.num_tokens :]
+        stacked = flat.unflatten(1, (flat.shape[1] // self.width, self.width))
+        return [(keys.read(stacked), values.read(stacked)) for keys, values in self._slices]
+
+    def follow(
+        self, row: Float[Tensor, "1 width"], tokens: Int[Tensor, "batch new"]
+    ) -> Float[Tensor, "batch new token"]:
+        """One pass; the row's keys and values are shared."""
+        blocks = [
+            (keys.expand(len(tokens), -1, -1, -1), values.expand(len(tokens), -1, -1, -1))
+            for keys, values in self.blocks(row)
+        ]
+        past = _Past(blocks, blocks[0][0].shape[2])
+        return self._run(tokens.to(self.model.device), past, {})
 
 
 def _layout(new: dict[int, tuple[Tensor, Tensor]]) -> tuple[list[tuple[_Slice, _Slice]], int]:
@@ -204,6 +230,14 @@ class WholeNet(Net):
             return rows.new_empty((0, rows.shape[1] + tokens.shape[1]))
         before = rows[:, self.num_tokens :].long()
         return self._rows(torch.cat([before, tokens.to(before.device)], 1))
+
+    def follow(
+        self, row: Float[Tensor, "1 width"], tokens: Int[Tensor, "batch new"]
+    ) -> Float[Tensor, "batch new token"]:
+        """One pass over whole strings."""
+        before = row[:, self.num_tokens :].long().expand(len(tokens), -1)
+        whole = torch.cat([before, tokens.to(before.device)], 1)
+        return self.whole(whole)[:, before.shape[1] :]
 
 
 def net_of(model: Any, begin: int) -> Net:

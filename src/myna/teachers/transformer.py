@@ -13,8 +13,10 @@ Logits have the model's own precision; the softmax is taken in float64. The keys
 of prefixes asked before are kept, and a batch is read along its prefix tree.
 """
 
+import functools
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -23,11 +25,14 @@ from torch import Tensor
 from myna.errors import TeacherError
 from myna.lowrank.student import State, StepInfo, Strings, check_strings
 from myna.spec import Spec
+from myna.teachers.crossing import Crossing, FutureTree, crossed_by_laws
 from myna.teachers.draws import complete_in_parts, draw_limits, sample_by_completing
 from myna.teachers.key_values import net_of
+from myna.teachers.llama_cross import LlamaCross
 from myna.teachers.oracle import Completions, Stream
 from myna.teachers.prefixes import Prefixes, check_prefixes
 from myna.teachers.stepped import RecentStates, SteppedTeacher
+from myna.teachers.transformer_cross import Crosser
 from myna.teachers.tree_walk import distinct, walk
 
 _LARGEST_BATCH = 1024  # beyond it nothing is gained on the models tried
@@ -35,6 +40,10 @@ _COPIES = 6  # of a row that exist at once while a batch is read
 _SHARE = 0.25  # of the free memory, for a batch; as much again for what is kept
 _KEPT_BYTES = 2**31  # states kept, where memory allows
 _DRAWS = 2**15  # draws completed together
+_TOGETHER = 32  # histories read in one pass
+_TREE = 0.5  # futures with fewer distinct places than this share of all are walked as a tree
+
+_Read = TypeVar("_Read")
 
 
 class TransformerTeacher(SteppedTeacher):
@@ -101,7 +110,7 @@ class TransformerTeacher(SteppedTeacher):
         net = self._net
         return walk(net.root, net.extend, lambda rows: _law(net.logits(rows)), prefixes, self._kept)
 
-    def _within_memory(self, read: Any, part: Any) -> Tensor | None:
+    def _within_memory(self, read: Callable[[Any], _Read], part: Any) -> _Read | None:
         """What `read` makes of a part; None where memory ran out and the batch was halved.
 
         Raises:
@@ -181,6 +190,47 @@ class TransformerTeacher(SteppedTeacher):
         steps = laws.gather(2, tokens.clamp(min=0)[:, :, None])[:, :, 0]
         inside = torch.arange(width) < strings.lengths[:, None]
         return torch.where(inside, steps, 0.0).sum(1)
+
+    def cross(
+        self, histories: Prefixes, futures: Prefixes, kept: Int[Tensor, "kept 2"]
+    ) -> Crossing:
+        """Log P(f | h) of every history and future, and the kept laws; see `crossed`."""
+        distinct_places = len(FutureTree.of(futures).pairs)
+        if distinct_places < _TREE * int(futures.lengths.sum()):
+            return crossed_by_laws(self, histories, futures, kept)
+        longest = int(histories.lengths.max()) + int(futures.lengths.max())
+        logits = 12 * self._spec.num_tokens * int(futures.lengths.max())
+        fits = max(1, self._room // (_COPIES * (self._row_bytes(longest) + logits)))
+        while True:
+            batch = min(fits, self._batch)
+            crosser = Crosser(self._net, self._llama, futures, kept, batch)
+            states = self._states(histories)
+            answer = self._within_memory(crosser.cross, states)
+            if answer is not None:
+                return answer
+
+    def _states(self, histories: Prefixes) -> list[Tensor]:
+        """The row of each history, kept for the next futures."""
+        net, keys = self._net, histories.keys()
+        found = self._kept.find(keys)
+        for length in histories.lengths.unique().tolist():
+            rows = [
+                i
+                for i, row in enumerate(found)
+                if row is None and int(histories.lengths[i]) == length
+            ]
+            for some in torch.tensor(rows, dtype=torch.int64).split(_TOGETHER):
+                tokens = histories.tokens[some, :length]
+                root = net.root.expand(len(some), -1)
+                states = net.extend(root, tokens) if length else root
+                self._kept.keep([keys[i] for i in some.tolist()], states)
+                for i, state in zip(some.tolist(), states, strict=True):
+                    found[i] = state
+        return [row[None] for row in found if row is not None]
+
+    @functools.cached_property
+    def _llama(self) -> LlamaCross | None:
+        return LlamaCross.of(self._net.model)
 
     def sample(
         self, count: int, generator: torch.Generator, max_tokens: int | None = None
