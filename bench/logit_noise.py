@@ -79,16 +79,26 @@ def along(network: Isan, student, seed: int) -> dict:
     return {"logit_error": off, "tv": variation}
 
 
+KINDS = (("as drawn", 1.0), ("half of the directions at 1/20", 0.05))
+
+
 def noise() -> None:
+    """A seed at a time, saved as they come."""
     runs = []
-    for kind, factor in (("as drawn", 1.0), ("half of the directions at 1/20", 0.05)):
-        for amount in NOISES:
-            for seed in SEEDS:
-                network = RandomIsan(dim=NOISE_DIM, seed=seed).teacher().student
-                network = faint(network, factor) if factor < 1 else network
+    for seed in SEEDS:
+        for kind, factor in KINDS:
+            network = RandomIsan(dim=NOISE_DIM, seed=seed).teacher().student
+            network = faint(network, factor) if factor < 1 else network
+            for amount in NOISES:
                 runs += noisy_runs(kind, network, amount, seed)
-            for row in summary([r for r in runs if r["kind"] == kind and r["noise"] == amount]):
-                print({k: v for k, v in row.items() if "median" not in k}, flush=True)
+        for row in summary(runs):
+            print({k: v for k, v in row.items() if "median" not in k}, flush=True)
+        record = {"dim": NOISE_DIM, "seeds": seed + 1, "summary": summary(runs), "runs": runs}
+        save("logit_learners.noise", record)
+        noise_picture(runs)
+
+
+def noise_picture(runs: list[dict]) -> None:
     rows = [
         {
             "kind": r["kind"],
@@ -113,7 +123,6 @@ def noise() -> None:
         )
     )
     write_picture(alt.vconcat(chart), FOLDER, "logit_noise")
-    save("logit_learners.noise", {"dim": NOISE_DIM, "summary": summary(runs), "runs": runs})
 
 
 def noisy_runs(kind: str, network: Isan, amount: float, seed: int) -> list[dict]:

@@ -130,6 +130,7 @@ def test_a_model_is_a_function_of_the_prefix(monkeypatch):
     one = ProgramModel(spec, cuts, BOUND, 1e-7)
     forward = one.score(strings([list(r) for r in rows]))
     monkeypatch.setattr(program, "_WALKS", 1)
+    monkeypatch.setattr(program, "_SOLVERS", 1)
     monkeypatch.setattr(program, "_LAWS", 3)
     two = ProgramModel(spec, cuts, BOUND, 1e-7)
     backward = torch.cat([two.score(strings([list(r)])) for r in reversed(rows)])

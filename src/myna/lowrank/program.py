@@ -40,7 +40,8 @@ from myna.spec import Spec, fingerprint
 History = tuple[int, ...]
 LP_TOLERANCE = 1e-9  # to which constraints hold and the optimum is optimal; HiGHS's scale, nats
 _DOUBLINGS = 4  # of a bound without a solution
-_WALKS = 512  # programs kept open at once
+_WALKS = 16_384  # prefixes kept open at once
+_SOLVERS = 512  # of them with a solver, about a megabyte each
 _LAWS = 200_000  # logits kept
 
 
@@ -113,6 +114,11 @@ class Walk:
         self.coefficients = [torch.ones(1, dtype=torch.float64)]
         self.error = 0.0
         self.solves = 0
+
+    @property
+    def solving(self) -> bool:
+        """Whether it holds a solver."""
+        return self._solver is not None
 
     def push(self, token: int) -> Float[Tensor, " token"]:
         """Read a token; the logits after it (nats, centred up to the program's error)."""
@@ -302,6 +308,7 @@ class ProgramModel:
         self._spec = dataclasses.replace(language, fingerprint=mark)
         self.cuts, self.bound, self.allowed, self.shortcut = cuts, bound, allowed, shortcut
         self._walks: dict[History, Walk] = {}
+        self._solving: dict[History, Walk] = {}
         self._laws: dict[History, Tensor] = {}
         self.prefixes, self.solves, self.worst_error = 0, 0, 0.0
         self.widened, self.without_solution = 0, 0
@@ -371,7 +378,7 @@ class ProgramModel:
 
     def _walked(self, prefix: History) -> tuple[Walk, Float[Tensor, " token"]]:
         """The program of a prefix: its parent's extended, or all tokens from the start."""
-        walk = self._walks.pop(prefix[:-1], None)
+        walk = self._walks.pop(prefix[:-1], None) or self._solving.pop(prefix[:-1], None)
         rest = prefix[-1:]
         if walk is None:
             walk, rest = Walk(self.cuts, self.bound, self.allowed, shortcut=self.shortcut), prefix
@@ -380,7 +387,8 @@ class ProgramModel:
         for token in rest:
             logits = walk.push(token)
         self.solves += walk.solves - before
-        if len(self._walks) >= _WALKS:
-            del self._walks[next(iter(self._walks))]
-        self._walks[prefix] = walk
+        kept, most = (self._solving, _SOLVERS) if walk.solving else (self._walks, _WALKS)
+        if len(kept) >= most:
+            del kept[next(iter(kept))]
+        kept[prefix] = walk
         return walk, logits
