@@ -152,9 +152,15 @@ def exact() -> None:
         "instances": instances,
         "runs": runs,
     }
+    picture(runs)
+    save("logit_learners.exact", record)
+
+
+def picture(runs: list[dict]) -> None:
+    """Queries and errors against the dimension."""
     base = alt.Chart(alt.Data(values=runs), width=300, height=240)
     color = alt.Color("learner:N", title="learner", scale=alt.Scale(scheme="tableau10"))
-    across = alt.X("dim:Q", scale=alt.Scale(type="log", base=2), title="dimension")
+    across = alt.X("dim:O", title="dimension", axis=alt.Axis(labelAngle=0))
     left, right = (
         base.mark_point().encode(
             x=across,
@@ -169,7 +175,6 @@ def exact() -> None:
     )
     title = "Random networks, 16 tokens, horizon 32, ten seeds"
     write_picture(alt.vconcat(alt.hconcat(left, right), title=title), FOLDER, "logit_learners")
-    save("logit_learners.exact", record)
 
 
 # -- size -------------------------------------------------------------------------------
