@@ -200,7 +200,7 @@ class Watched(CopyTeacher):
 def size() -> None:
     runs = []
     for learner in ("linear program", ALL_SOLVED):
-        for dim in (8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256):
+        for dim in (8, 16, 24, 32, 48, 64, 96, 128, 192, 256):
             runs.append(timed(learner, dim))
             print(runs[-1], flush=True)
             save(

@@ -229,7 +229,7 @@ def counted(draws: int, seed: int) -> dict:
     inner = Ledger(as_samples(CopyTeacher(network)))
     laws = EstimatedLaws(inner.samples("learn"), draws, largest)
     o = network.spec.num_tokens
-    typical = math.exp(largest) / math.sqrt(draws / o)  # of one logit: far below the guarantee
+    typical = math.exp(largest / 2) * math.sqrt(o / draws)  # of a logit halfway to the floor
     settings = LogitSettings(
         tolerance=2 * typical * math.sqrt(o), mismatch=0.999, verify_histories=1, verify_strings=1
     )
