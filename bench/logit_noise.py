@@ -204,13 +204,13 @@ DRAWS = (1_000, 10_000, 100_000)
 
 
 def samples() -> None:
-    """Laws counted from completions, told the largest logit; the exact-rank learner on them."""
+    """Laws counted from completions, told the largest logit; saved as they come."""
     runs = []
     for draws in DRAWS:
         for seed in SEEDS[:5]:
             runs.append(counted(draws, seed))
             print({k: v for k, v in runs[-1].items() if k not in ("tv", "logit_error")}, flush=True)
-    save("logit_learners.samples", {"network": samples_family(0).__dict__, "runs": runs})
+            save("logit_learners.samples", {"network": samples_family(0).__dict__, "runs": runs})
 
 
 def samples_family(seed: int) -> RandomIsan:
