@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from myna.errors import InputError
+from myna.errors import BudgetExhausted, InputError
 from myna.logits.matrix import logit_matrix
 from myna.spec import Spec, numbered
 from myna.teachers.crossing import FutureTree, crossed, crossed_by_laws
-from myna.teachers.ledger import Ledger
+from myna.teachers.ledger import Budget, Ledger
 from myna.teachers.llama_passes import compiled
 from myna.teachers.prefixes import Prefixes
 from myna.teachers.transformer import TransformerTeacher
@@ -188,3 +188,25 @@ def test_what_does_not_fit_is_refused():
         logit_matrix(hmm, one, one, k=9)
     with pytest.raises(InputError, match="places must be"):
         logit_matrix(hmm, one, one, places="some")
+
+
+@pytest.mark.parametrize("kept_in_a_file", [False, True])
+def test_the_ledger_counts_blocks_and_holds_its_budget(kept_in_a_file, tmp_path):
+    teacher = open_teacher("zoo:logit2?length=5")
+    file = tmp_path / "asked.ledger" if kept_in_a_file else None
+    histories, futures = Prefixes.of([[0, 1], [1]]), Prefixes.of([[0, 1], [0, 0], [1]])
+    with Ledger(teacher, Budget(queries=9), file=file, job="t") as ledger:
+        view = ledger.laws("a")
+        found = crossed(view, histories, futures)
+        spent = ledger.account("a")
+        assert (spent.next_token_queries, spent.tokens_sent) == (4, 2 * 3 + 2 * 1)
+        assert ledger.queries_by_cut("a") == (0, 1, 2, 1)
+        torch.testing.assert_close(found.log_probs, crossed(teacher, histories, futures).log_probs)
+        crossed(view, histories, futures)
+        if kept_in_a_file:  # nothing is asked twice
+            assert ledger.total().next_token_queries == 4
+            return
+        assert ledger.total().next_token_queries == 8
+        with pytest.raises(BudgetExhausted):
+            crossed(view, histories, futures)
+        assert ledger.total().next_token_queries == 8

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import BudgetExhausted, TeacherError
@@ -32,6 +32,13 @@ from myna.lowrank.student import Strings, check_strings
 from myna.spec import Spec
 from myna.teachers.account import Account, Budget
 from myna.teachers.answers import checked_completions, checked_law, checked_top
+from myna.teachers.crossing import (
+    Crossing,
+    FutureTree,
+    check_crossing,
+    crossed,
+    crossed_by_laws,
+)
 from myna.teachers.drawn import Drawn, Grown, Request
 from myna.teachers.draws import complete_by_laws
 from myna.teachers.ledger_file import LedgerFile
@@ -297,6 +304,25 @@ class LawsView(TopLawsView):
                     answer = ledger._facing(self.purpose).laws(missing)  # pyright: ignore[reportAttributeAccessIssue]
                 ledger._laws.add(missing.keys(), checked_law(self.spec, missing, answer))
             return ledger._laws.find(keys)
+
+    def cross(
+        self, histories: Prefixes, futures: Prefixes, kept: Int[Tensor, "kept 2"]
+    ) -> Crossing:
+        """Every history with every future: counted, and kept only where there is a file.
+
+        Each history and distinct proper prefix of futures is a query.
+        """
+        ledger = self._ledger
+        if ledger._file is not None:
+            return crossed_by_laws(self, histories, futures, kept)
+        check_crossing(self.spec, histories, futures)
+        places = FutureTree.of(futures).pairs[:, 1]
+        lengths = (histories.lengths[:, None] + places).reshape(-1)
+        spent = Account(next_token_queries=len(lengths), tokens_sent=int(lengths.sum()))
+        with ledger._lock:
+            ledger._charge(self.purpose, spent)
+            ledger._count_cuts(self.purpose, lengths)
+        return crossed(ledger._teacher, histories, futures, kept)  # pyright: ignore[reportArgumentType]
 
     def draw_by_laws(self, count: int, first_draw: int, max_tokens: int | None) -> Completions:
         """Whole sequences drawn on this side from laws; every law used is a query."""
