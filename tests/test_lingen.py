@@ -20,6 +20,7 @@ from myna.teachers.ledger import Ledger
 from myna.teachers.prefixes import Prefixes
 from myna.teachers.uri import open_teacher
 
+SHORT = Prefixes.of([[0, 1, 2], [1, 0, 3], [2, 2, 1], [3, 3, 0], [3, 1, 1]])
 ISAN = "zoo:isan?dim=3&symbols=4&horizon=12"
 
 
@@ -36,7 +37,7 @@ def network():
 def test_a_target_of_low_logit_rank_is_reproduced(network):
     teacher = naive.Opaque(network, "laws")
     histories, targets = histories_of(network, 12, 4), histories_of(network, 3, 4, seed=9)
-    futures = histories_of(network, 10, 3, seed=5)
+    futures = histories_of(network, 12, 5, seed=5)
     students, found = lingen(teacher, targets, histories, futures)
     assert float(found.unexplained.max()) < 1e-10
     for target, student in zip(targets.rows(), students, strict=True):
@@ -52,7 +53,7 @@ def test_a_target_of_low_logit_rank_is_reproduced(network):
 def test_it_is_algorithm_one_written_plainly(network):
     """Rows built one law at a time, ridge regression by lstsq on stacked equations."""
     histories, target = histories_of(network, 6, 4), histories_of(network, 1, 4, seed=9)
-    futures = histories_of(network, 24, 3, seed=6)
+    futures = histories_of(network, 12, 5, seed=6)
     ridge = 1e-2
     (student,), _ = lingen(network, target, histories, futures, ridges=(ridge,))
     words = sorted({row[:t] for row in futures.rows() for t in range(len(row))})
@@ -79,7 +80,7 @@ def test_the_target_is_asked_about_futures_alone(network):
     real = asked.laws
     asked.laws = lambda prefixes: (seen.extend(prefixes.rows()), real(prefixes))[1]
     histories, target = histories_of(network, 6, 4), Prefixes.of([[3, 3, 3]])
-    futures = histories_of(network, 24, 3, seed=6)
+    futures = histories_of(network, 12, 5, seed=6)
     (student,), _ = lingen(asked, target, histories, futures)
     words = {row[:t] for row in futures.rows() for t in range(len(row))}
     assert {row for row in seen if row[:3] == (3, 3, 3)} >= {(3, 3, 3, *w) for w in words}
@@ -91,7 +92,7 @@ def test_the_target_is_asked_about_futures_alone(network):
 
 def test_the_copy_is_a_distribution_that_scores_what_it_samples(network):
     histories, target = histories_of(network, 3, 9), histories_of(network, 1, 9, seed=9)
-    futures = histories_of(network, 24, 3, seed=6)
+    futures = SHORT
     (student,), _ = lingen(network, target, histories, futures)
     every = torch.cartesian_prod(*[torch.arange(4)] * 3).tolist()
     scores = student.score(strings(every))

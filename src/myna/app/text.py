@@ -1,5 +1,8 @@
 """Text given on the command line, as tokens of a teacher."""
 
+import functools
+from typing import Any
+
 from myna.errors import InputError
 from myna.spec import Spec
 from myna.teachers.token_names import visible_names
@@ -27,13 +30,17 @@ def encode(uri: str, spec: Spec, text: str) -> tuple[int, ...]:
 
 
 def _by_tokenizer(name: str, text: str) -> tuple[int, ...]:
+    return tuple(_tokenizer(name).encode(text, add_special_tokens=False, verbose=False))
+
+
+@functools.cache
+def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer  # noqa: PLC0415 - an extra, and slow to import
 
     from myna.teachers.hf_folder import folder_of  # noqa: PLC0415 - the same
 
     folder = folder_of(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} has no tokenizer that loads: {error}") from error
-    return tuple(tokenizer.encode(text, add_special_tokens=False))

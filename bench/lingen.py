@@ -1,0 +1,212 @@
+"""What a prompt would say from what other prompts say: KL over 15 generated tokens.
+
+    python bench/lingen.py [stories260k | charrnn-shakespeare | charrnn-darwin | bundled] [--quick]
+
+Histories, targets and futures are windows of text of their own: histories and targets of 24
+tokens from different stories, futures of 8. 50 targets to report and 30 others to choose
+the number of columns' ridge on; nothing is chosen on the 50. For each target one continuation
+of 15 tokens is drawn from the teacher, and KL(teacher || copy) is added up along it, over
+full laws. Beside LINGEN:
+    single token   the same fit on the law after the target alone
+    last 5, 10     the law after the target's last tokens
+    nearest        the history whose rows on the futures are nearest to the target's
+    best of N      the single history with the least total KL (chosen on the answer itself)
+"""
+
+import argparse
+import math
+import time
+
+import altair as alt
+import torch
+from results import FOLDER, need_shared, save
+
+from myna.app.picture import write_picture
+from myna.app.text import encode
+from myna.logits.centred import centred
+from myna.logits.lingen import RIDGES, RowGram, combine, row_gram, shuffled, stacked_prefixes
+from myna.logits.matrix import logit_matrix
+from myna.teachers.crossing import FutureTree, crossed
+from myna.teachers.ledger import Ledger
+from myna.teachers.oracle import Stream
+from myna.teachers.prefixes import Prefixes
+from myna.teachers.uri import open_teacher
+
+LENGTH, FUTURE, TOKENS = 24, 8, 15
+SIZES = (100, 300, 600, 1200, 2000)
+TUNING, REPORTED = 30, 50
+
+
+def windows(stories: list[tuple[int, ...]], count: int, length: int, seed: int) -> list[list[int]]:
+    """One window a story, of stories drawn without repeats."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for i in torch.randperm(len(stories), generator=generator).tolist():
+        if len(stories[i]) >= length and len(rows) < count:
+            most = len(stories[i]) - length + 1
+            start = int(torch.randint(most, (1,), generator=generator))
+            rows.append(list(stories[i][start : start + length]))
+    assert len(rows) == count, f"{len(rows)} windows of {count}"
+    return rows
+
+
+def corpus(name: str) -> tuple[str, list[tuple[int, ...]]]:
+    """The teacher's URI, and texts as tokens."""
+    if name == "bundled":
+        uri = "hf:bundled?horizon=64&device=cpu&stop=none"
+        teacher = open_teacher(uri)
+        drawn = teacher.complete(Prefixes.of([[]]), 4000, stream=Stream("texts", 0), max_tokens=40)
+        return uri, [tuple(row) for row in drawn.tokens[0].tolist()]
+    shared = need_shared()
+    if name == "stories260k":
+        uri = f"hf:{shared / name}?horizon=128&device=cpu&stop=none"
+        text = (shared / "tinystories" / "tinystories_sample.txt").read_text(encoding="utf-8")
+        spec = open_teacher(uri).spec
+        parts = [part.strip() for part in text.split("<|endoftext|>")]
+        return uri, [encode(uri, spec, part) for part in parts if part]
+    uri = f"rnn:{shared / name}?horizon=128"
+    teacher = open_teacher(uri)
+    drawn = teacher.complete(Prefixes.of([[]]), 4000, stream=Stream("texts", 0), max_tokens=64)
+    return uri, [tuple(row) for row in drawn.tokens[0].tolist()]
+
+
+def along(view, histories: Prefixes, row: list[int]) -> torch.Tensor:
+    """(history, time, token): laws before each token of a continuation."""
+    future = Prefixes.of([row])
+    pairs = FutureTree.of(future).pairs
+    return crossed(view, histories, future, pairs).laws
+
+
+def mixed(logits: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """(time, token): the law of a combination."""
+    return torch.einsum("h,hto->to", weights, logits).log_softmax(1)
+
+
+def kl(true: torch.Tensor, copy: torch.Tensor) -> float:
+    return float((true.exp() * (true - copy)).sum())
+
+
+def measure(view, rows: Prefixes, n: int, sizes, grams, single, shown: range) -> dict:
+    """Total KL of every method on the shown targets."""
+    histories, found = rows.take(torch.arange(n)), {}
+    fits = {}
+    targets = torch.tensor([n + i for i in shown])
+    for size in sizes:
+        chosen = torch.arange(size)
+        fits[f"lingen {size}"] = [
+            (combine(grams[0], grams[1], chosen, targets[i : i + 1]).weights[:, 0], size)
+            for i in range(len(targets))
+        ]
+    for ridge in RIDGES:
+        one = combine(single, single, torch.arange(sizes[-1]), targets, (ridge,)).weights
+        fits[f"single token {ridge:g}"] = [(v, sizes[-1]) for v in one.mT]
+    whole = (grams[0] + grams[1]).products
+    for at, target in enumerate(targets.tolist()):
+        prompt = list(rows.rows()[target])
+        drawn = view.complete(Prefixes.of([prompt]), 1, max_tokens=TOKENS)
+        row = drawn.tokens[0, 0].tolist()
+        true = along(view, Prefixes.of([prompt]), row)[0]
+        laws = along(view, histories, row)
+        logits = centred(laws.flatten(0, 1)).unflatten(0, laws.shape[:2])
+        for name, weights in fits.items():
+            v, size = weights[at]
+            found.setdefault(name, []).append(kl(true, mixed(logits[:size], v)))
+        for last in (5, 10):
+            copy = along(view, Prefixes.of([prompt[-last:]]), row)[0]
+            found.setdefault(f"last {last}", []).append(kl(true, copy))
+        each = (true.exp() * (true - laws)).sum((1, 2))
+        for size in sizes:
+            distance = whole.diagonal()[:size] - 2 * whole[:size, target]
+            found.setdefault(f"nearest of {size}", []).append(float(each[int(distance.argmin())]))
+            found.setdefault(f"best of {size}", []).append(float(each[:size].min()))
+    return found
+
+
+def summary(values: list[float]) -> dict:
+    data = torch.tensor(values, dtype=torch.float64)
+    half = 1.96 * float(data.std()) / math.sqrt(len(data))
+    mean = float(data.mean())
+    return {"mean": mean, "interval": [mean - half, mean + half], "median": float(data.median())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    names = ("stories260k", "charrnn-shakespeare", "charrnn-darwin", "bundled")
+    parser.add_argument("name", choices=names)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--nonsense", action="store_true", help="histories shuffled")
+    parser.add_argument("--futures", type=int, default=100)
+    chosen = parser.parse_args()
+    sizes = SIZES[:2] if chosen.quick else SIZES
+    uri, stories = corpus(chosen.name)
+    sizes = tuple(s for s in sizes if s + 100 + TUNING + REPORTED <= len(stories))
+    n, began = sizes[-1], time.perf_counter()
+    picked = windows(stories, n + TUNING + REPORTED, LENGTH, 0)
+    past = Prefixes.of(picked[:n])
+    if chosen.nonsense:
+        past = shuffled(past, torch.Generator().manual_seed(1))
+    futures = Prefixes.of(windows(stories, chosen.futures, FUTURE, 1))
+    rows = stacked_prefixes(past, Prefixes.of(picked[n:]))
+    ledger = Ledger(open_teacher(uri))
+    view = ledger.laws("lingen")
+    matrix = logit_matrix(view, rows, futures)
+    split = round(0.8 * len(futures.lengths))
+    grams = row_gram(matrix, range(split)), row_gram(matrix, range(split, len(futures.lengths)))
+    first = centred(view.laws(rows))
+    single = RowGram(first @ first.mT, first.shape[1])
+    fitted = time.perf_counter() - began
+    tuning = measure(view, rows, n, (n,), grams, single, range(TUNING))
+    singles = {name: sum(v) for name, v in tuning.items() if name.startswith("single")}
+    best = min(singles, key=singles.__getitem__)
+    reported = measure(view, rows, n, sizes, grams, single, range(TUNING, TUNING + REPORTED))
+    kept = {
+        ("single token" if name == best else name): summary(values)
+        for name, values in reported.items()
+        if not name.startswith("single") or name == best
+    }
+    for name, value in kept.items():
+        print(name, value, flush=True)
+    record = {
+        "model": chosen.name,
+        "nonsense_histories": chosen.nonsense,
+        "history_tokens": LENGTH,
+        "futures": chosen.futures,
+        "future_tokens": FUTURE,
+        "generated_tokens": TOKENS,
+        "targets": REPORTED,
+        "tuning_targets": TUNING,
+        "single_token_ridge": best,
+        "total_kl": kept,
+        "queries": ledger.total().next_token_queries,
+        "seconds_to_fit": fitted,
+        "seconds": time.perf_counter() - began,
+    }
+    mark = f"lingen.{chosen.name}{'-nonsense' if chosen.nonsense else ''}"
+    save(mark + ("-quick" if chosen.quick else ""), record)
+    if not chosen.quick:
+        picture(kept, mark)
+
+
+def picture(kept: dict, mark: str) -> None:
+    rows = []
+    for name, value in kept.items():
+        words = name.rsplit(" ", 1)
+        sized = words[-1].isdigit() and not name.startswith("last")
+        kind = words[0].removesuffix(" of") if sized else name
+        for size in [int(words[-1])] if sized else SIZES:
+            low, high = value["interval"]
+            rows.append(
+                {"method": kind, "histories": size, "kl": value["mean"],
+                 "low": max(low, 1e-3), "high": high}
+            )  # fmt: skip
+    base = alt.Chart(alt.Data(values=rows), width=520, height=320).encode(
+        x=alt.X("histories:Q", scale=alt.Scale(type="log")),
+        color=alt.Color("method:N", scale=alt.Scale(scheme="tableau10"), sort=None),
+    )
+    y = alt.Y("kl:Q", scale=alt.Scale(type="log"), title="KL over 15 tokens, nats (mean, 95%)")
+    chart = base.mark_line(point=True).encode(y=y) + base.mark_rule().encode(y="low:Q", y2="high:Q")
+    write_picture(alt.vconcat(chart, title=mark), FOLDER, mark)
+
+
+if __name__ == "__main__":
+    main()
