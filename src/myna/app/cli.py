@@ -20,6 +20,7 @@ from myna.app import ledger_command, output
 from myna.app.budget import Budgets, budget_of, open_within, read_budget
 from myna.app.copytest_command import copytest_command
 from myna.app.learn_command import learn, learned, save_result
+from myna.app.lingen_command import lingen_command
 from myna.app.models import describe, generator_of, open_model, open_saved, read_strings
 from myna.app.options import (
     SAMPLED_TOKENS,
@@ -68,6 +69,7 @@ app.command()(learn)
 app.command("probe")(probe_command)
 app.command("spectrum")(spectrum_command)
 app.command("copytest")(copytest_command)
+app.command("lingen")(lingen_command)
 app.add_typer(ledger_command.app, name="ledger")
 
 

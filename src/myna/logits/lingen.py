@@ -16,7 +16,7 @@ are laws after all proper prefixes of futures rather than after whole futures, a
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -147,7 +147,8 @@ class CombinedHistories:
         horizon: int | None,
     ):
         """Ask nothing yet."""
-        self._teacher, self._histories, self._weights = teacher, histories, weights
+        self._teacher, self._histories = teacher, histories
+        self.weights = weights
         old = teacher.spec
         mark = fingerprint("lingen", old.fingerprint, *histories, weights, horizon)
         self._spec = Spec(old.alphabet, old.stop, horizon, mark)
@@ -171,7 +172,7 @@ class CombinedHistories:
         words = Prefixes(distinct, lengths[: len(distinct)])
         laws = centred(self._teacher.laws(self._histories.extended(words)))
         logits = laws.unflatten(0, (-1, len(distinct)))
-        mixed = torch.einsum("h,hwo->wo", self._weights, logits)
+        mixed = torch.einsum("h,hwo->wo", self.weights, logits)
         return mixed.log_softmax(1)[place]
 
     def step(self, state: State, tokens: Int[Tensor, " batch"]) -> tuple[State, StepInfo]:
@@ -237,10 +238,3 @@ def shuffled(futures: Prefixes, generator: torch.Generator) -> Prefixes:
         order = torch.randperm(len(row), generator=generator)
         rows.append([row[i] for i in order.tolist()])
     return Prefixes.of(rows)
-
-
-def divergences(
-    true: Float[Tensor, "time token"], copies: Iterator[Float[Tensor, "time token"]]
-) -> Float[Tensor, "copy time"]:
-    """KL(P || Q) in nats at each token, of laws along one continuation."""
-    return torch.stack([(true.exp() * (true - copy)).sum(1) for copy in copies])
