@@ -1,9 +1,13 @@
 """Combining other prompts: exact at low logit rank, equal to the algorithm written plainly."""
 
+import json
+
 import naive
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from myna.app.cli import app
 from myna.errors import InputError
 from myna.logits.centred import centred
 from myna.logits.lingen import (
@@ -152,3 +156,16 @@ def test_queries_are_the_ledgers(network):
     other.law(other.initial(2))
     assert ledger.account("say").next_token_queries == len(set(histories.rows()))
     assert student.spec.fingerprint != other.spec.fingerprint
+
+
+def test_the_command():
+    asked = ["lingen", "zoo:isan?dim=3&symbols=4&horizon=24", "--target", "0,1,2,3"]
+    sizes = ["--histories", "12", "--futures", "12", "--future-tokens", "4", "--tokens", "5"]
+    run = CliRunner().invoke(app, [*asked, *sizes, "--json"])
+    told = json.loads(run.stdout)
+    assert run.exit_code == 0 and told["total_kl"] < 1e-9 and len(told["kl_by_token"]) == 5
+    assert told["queries"]["fit"] > 0 and told["queries"]["generate"] > 0
+    few = CliRunner().invoke(app, [*asked, *sizes, "--budget", "10"])
+    assert few.exit_code == 1 and "the budget is 10 next-token queries" in str(few.exception)
+    wrong = CliRunner().invoke(app, ["lingen", "zoo:isan?dim=3&symbols=4", "--target", "0,9"])
+    assert isinstance(wrong.exception, InputError) and "lie in 0..3" in str(wrong.exception)

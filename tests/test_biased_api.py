@@ -1,0 +1,95 @@
+"""Laws recovered through biases: equal to the true ones, at the stated number of requests."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_width import random_transformer
+from typer.testing import CliRunner
+
+from myna.app.cli import app
+from myna.errors import InputError
+from myna.logits.biased_api import (
+    BiasedApi,
+    by_argmax,
+    by_group_sum,
+    by_reference,
+    by_top_one,
+    requests_by_argmax,
+    requests_by_reference,
+)
+from myna.spec import Spec, numbered
+from myna.teachers.prefixes import Prefixes
+from myna.teachers.uri import open_teacher
+
+EMPTY = Prefixes.of([[]])
+
+
+class OneLaw:
+    """A model with one law."""
+
+    def __init__(self, logits):
+        self._law = torch.tensor(logits, dtype=torch.float64).log_softmax(0)
+        self.spec = Spec(numbered(len(logits)), None, None, "00")
+
+    def laws(self, prefixes):
+        return self._law.expand(len(prefixes.lengths), -1)
+
+
+LOGITS = st.lists(st.floats(-15, 15), min_size=3, max_size=9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(LOGITS, st.integers(2, 9))
+def test_top_k_with_a_reference_is_exact(logits, k):
+    model = OneLaw(logits)
+    api = BiasedApi(model, min(k, len(logits)))
+    torch.testing.assert_close(by_reference(api, EMPTY), model.laws(EMPTY), atol=1e-10, rtol=0)
+    least = requests_by_reference(len(logits), api.k)
+    assert least <= api.requests <= 4 * least  # each doubling of a bias asks once more
+
+
+@settings(max_examples=40, deadline=None)
+@given(LOGITS)
+def test_the_one_token_shown_is_enough(logits):
+    model = OneLaw(logits)
+    api = BiasedApi(model, 1)
+    torch.testing.assert_close(by_top_one(api, EMPTY), model.laws(EMPTY), atol=1e-7, rtol=0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(LOGITS, st.sampled_from([1e-2, 1e-5]))
+def test_the_most_likely_token_alone_gives_logits_to_a_tolerance(logits, tolerance):
+    model = OneLaw(logits)
+    api = BiasedApi(model, 0)
+    found, true = by_argmax(api, EMPTY, tolerance), model.laws(EMPTY)
+    gaps = (found - found.max()) - (true - true.max())
+    assert float(gaps.abs().max()) <= tolerance
+    assert api.requests == requests_by_argmax(len(logits), tolerance)
+
+
+def test_without_a_reference_digits_are_lost_where_the_group_takes_all_mass():
+    model = OneLaw([5.0, 4.0, 1.0, 0.0, -2.0, -3.0])
+    errors = {}
+    for strength in (8.0, 30.0):
+        found = by_group_sum(BiasedApi(model, 3), EMPTY, strength)
+        errors[strength] = float((found - model.laws(EMPTY)).abs().max())
+    assert errors[8.0] < 1e-9 and not errors[30.0] < 1e-4
+    exact = by_reference(BiasedApi(model, 3), EMPTY)
+    assert float((exact - model.laws(EMPTY)).abs().max()) < 1e-12
+
+
+def test_what_an_api_cannot_show_is_said():
+    with pytest.raises(InputError, match="top k of 2 or more"):
+        by_reference(BiasedApi(OneLaw([0.0, 1.0]), 1), EMPTY)
+    zero = OneLaw([0.0, 1.0, -float("inf")])
+    with pytest.raises(InputError, match="does not bring every token"):
+        by_reference(BiasedApi(zero, 2), EMPTY)
+    with pytest.raises(InputError, match="does not bring token 2 up"):
+        by_top_one(BiasedApi(zero, 1), EMPTY)
+    with pytest.raises(InputError, match="must be positive"):
+        by_argmax(BiasedApi(zero, 0), EMPTY, 0.0)
+    with pytest.raises(InputError, match="shows 0..3 tokens"):
+        BiasedApi(zero, 4)
