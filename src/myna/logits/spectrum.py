@@ -288,15 +288,21 @@ def _spectrum(
     entries: str, shape: tuple[int, int], values: Tensor, others: list[Tensor], left_out: str
 ) -> Spectrum:
     energy = values.square().cumsum(0) / values.square().sum()
-    ranks = [int((energy < share).sum()) + 1 for share in (0.9, 0.99, 0.999)]
     return Spectrum(
         entries,
-        *shape,
-        tuple(values.tolist()),
-        tuple(energy.tolist()),
-        *ranks,
-        _power(values, others, left_out),
+        rows=shape[0],
+        columns=shape[1],
+        values=tuple(values.tolist()),
+        energy=tuple(energy.tolist()),
+        rank_90=_rank_of(energy, 0.9),
+        rank_99=_rank_of(energy, 0.99),
+        rank_999=_rank_of(energy, 0.999),
+        power=_power(values, others, left_out),
     )
+
+
+def _rank_of(energy: Tensor, share: float) -> int:
+    return int((energy < share).sum()) + 1
 
 
 def _power(values: Tensor, others: list[Tensor], left_out: str) -> PowerLaw | None:
@@ -333,8 +339,9 @@ def _slope(values: Tensor, last: int) -> float | None:
 
 def _size(entries: str, part: str, rows: int, futures: int, values: Tensor) -> Size:
     energy = values.square().cumsum(0) / values.square().sum()
-    ranks = [int((energy < share).sum()) + 1 for share in (0.9, 0.99)]
-    return Size(entries, part, rows, futures, _slope(values, len(values) // 4), *ranks)
+    slope = _slope(values, len(values) // 4)
+    ranks = (_rank_of(energy, 0.9), _rank_of(energy, 0.99))
+    return Size(entries, part, rows, futures, slope, *ranks)
 
 
 def _sizes_of_matrix(entries: str, matrix: Tensor, double_centre: bool) -> list[Size]:
@@ -348,7 +355,13 @@ def _sizes_of_matrix(entries: str, matrix: Tensor, double_centre: bool) -> list[
         "second half": matrix[half[0] :, half[1] :],
     }
     return [
-        _size(entries, name, *part.shape, torch.linalg.svdvals(_centred(part, double_centre)))
+        _size(
+            entries,
+            name,
+            part.shape[0],
+            part.shape[1],
+            torch.linalg.svdvals(_centred(part, double_centre)),
+        )
         for name, part in parts.items()
     ]
 
