@@ -1,17 +1,22 @@
 """Spectra: against full decompositions, exact at known rank, and from the command line."""
 
 import dataclasses
+import json
 
 import catalogue
 import pytest
 import torch
 
+from myna.app import cli
+from myna.app.block_spectrum import check_level
 from myna.errors import InputError
 from myna.logits.blocks import Blocks
 from myna.logits.controls import low_rank, shuffled, unigram
 from myna.logits.matrix import logit_matrix
 from myna.logits.spectrum import angles, study
+from myna.logits.strings import from_texts
 from myna.spec import Spec, numbered
+from myna.teachers.oracle import as_samples
 from myna.teachers.prefixes import Prefixes
 from myna.teachers.uri import open_teacher
 
@@ -135,6 +140,105 @@ def test_what_has_no_spectrum_is_refused():
     with pytest.raises(InputError, match="at least 8 histories and 8 futures, got 3 and 44"):
         study(Blocks(logit_matrix(catalogue.tiny_llama(), drawn(3, 1, 2, 4, 0), FUTURES)))
     copies = open_teacher("zoo:copy?n=3&k=2")
-    matrix = logit_matrix(copies, Prefixes.of([[a, b] for a in (0, 1) for b in (0, 1)] * 2),
-                          Prefixes.of([[a] for a in (0, 1)] * 4), places="none")  # fmt: skip
-    study(Blocks(matrix))
+    words = [[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)]
+    matrix = logit_matrix(copies, Prefixes.of(words), Prefixes.of(words), places="none")
+    with pytest.raises(InputError, match="has probability zero after history"):
+        study(Blocks(matrix))
+
+
+def run(monkeypatch, capsys, *words):
+    monkeypatch.setattr("sys.argv", ["myna", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code, capsys.readouterr()
+
+
+SMALL = ("--histories", 24, "--futures", 20, "--tokens", 8)
+
+
+def test_the_command_prints_every_spectrum_and_draws_a_page(monkeypatch, capsys, tmp_path):
+    words = (
+        "spectrum",
+        "hf:bundled",
+        *SMALL,
+        "--json",
+        "-o",
+        tmp_path,
+        "--keep",
+        tmp_path / "kept",
+    )
+    code, said = run(monkeypatch, capsys, *words)
+    record = json.loads(said.out)
+    assert code == 0 and list(record["spectra"]) == [
+        "real", "nonsense", "untrained", "unigram", "low rank",
+    ]  # fmt: skip
+    for one in record["spectra"].values():
+        kinds = [spectrum["entries"] for spectrum in one["spectra"]]
+        assert kinds == ["probability ratios", "log-probabilities", "centred logits"]
+        assert all(len(spectrum["values"]) >= 20 for spectrum in one["spectra"])
+    assert record["spectra"]["unigram"]["spectra"][1]["rank_999"] == 1
+    assert record["laws"] == 24 * 20 * 8 and 0 < record["laws_shared"] < record["laws"]
+    assert [angle["rank"] for angle in record["angles"]] == [1, 2, 5, 10]
+    page = (tmp_path / "spectrum.html").read_text()
+    assert "real" in page and (tmp_path / "spectrum.png").stat().st_size > 10_000
+    assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 5
+    again = json.loads(run(monkeypatch, capsys, *words)[1].out)
+    assert again["spectra"] == record["spectra"]
+
+
+def test_text_gives_histories_and_futures(monkeypatch, capsys, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(
+        "two big dogs see the cat.<|endoftext|>" + "the cat sees dogs. " * 3 + "big cats see. " * 9
+    )
+    words = (
+        "spectrum",
+        "hf:bundled",
+        "--histories",
+        12,
+        "--futures",
+        10,
+        "--tokens",
+        3,
+        "--no-controls",
+    )
+    code, said = run(monkeypatch, capsys, *words, "--text", text, "--json", "--double-centre")
+    record = json.loads(said.out)
+    assert code == 0 and list(record["spectra"]) == ["real"]
+    assert record["spectra"]["real"]["double_centred"] is True
+    found = from_texts([[0, 1, 2, 3, 4, 5], [0, 1, 9]], 1, 2, 2, torch.Generator())
+    pieces = sorted(found[0].rows() + found[1].rows())
+    assert pieces == [(0, 1), (2, 3), (4, 5)]
+    with pytest.raises(InputError, match="have 3 different pieces"):
+        from_texts([[0, 1, 2, 3, 4, 5], [0, 1, 9]], 2, 2, 2, torch.Generator())
+
+
+def test_any_teacher_with_laws_and_a_budget(monkeypatch, capsys):
+    words = ("spectrum", "zoo:isan?dim=3&symbols=6&horizon=16", *SMALL, "--no-controls", "--json")
+    record = json.loads(run(monkeypatch, capsys, *words)[1].out)
+    paid = json.loads(run(monkeypatch, capsys, *words, "--budget", 100_000)[1].out)
+    one, other = (r["spectra"]["real"]["spectra"][2]["values"] for r in (record, paid))
+    assert one[:3] == pytest.approx(other[:3], rel=1e-6) and one[3] < 1e-6 * one[0]
+    assert 0 < paid["queries"] < 100_000
+    for more, code, said in (
+        (("--budget", 50), 1, "budget"),
+        (("--text", "nowhere.txt"), 2, "nowhere.txt"),
+        (("--tokens", 9), 2, "need a horizon of 18, and it is 16"),
+        (("--places", "first"), 2, "places must be"),
+        (("--top-k", 9), 2, r"k must lie in 1..6"),
+        (("--memory", 1, "--histories", 100, "--futures", 100), 0, ""),
+    ):
+        found, text = run(monkeypatch, capsys, *words, *more)
+        assert found == code and said in text.err
+    with pytest.raises(InputError, match="whole next-token laws"):
+        check_level(as_samples(open_teacher("zoo:parity?bits=4")))
+
+
+def test_an_untrained_model_has_the_shape_and_not_the_weights():
+    teacher = catalogue.tiny_llama()
+    fresh, again, other = (teacher.untrained(seed) for seed in (1, 1, 2))
+    assert fresh.spec.same_language(teacher.spec)
+    assert len({t.spec.fingerprint for t in (teacher, fresh, other)}) == 3
+    root = Prefixes.of([[1, 2]])
+    assert torch.equal(fresh.laws(root), again.laws(root))
+    assert not torch.equal(fresh.laws(root), other.laws(root))

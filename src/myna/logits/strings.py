@@ -88,6 +88,6 @@ def _draw(
     if isinstance(teacher, LawsView):
         found = teacher.complete(root, count, max_tokens=longest, first_draw=first)
     else:
-        stream = Stream("histories and futures", seed)
+        stream = Stream("spectrum", seed)  # as the ledger of this command draws
         found = teacher.complete(root, count, stream=stream, max_tokens=longest, first_draw=first)
     return Prefixes(found.tokens[0], found.lengths[0]).rows()
