@@ -18,7 +18,7 @@ from myna.logits.controls import low_rank, shuffled, unigram
 from myna.logits.matrix import LogitMatrix, logit_matrix
 from myna.logits.spectrum import Study, angles, study
 from myna.logits.strings import from_draws, from_texts
-from myna.teachers.crossing import Crosses, FutureTree
+from myna.teachers.crossing import FutureTree
 from myna.teachers.encode import encoded, read_texts
 from myna.teachers.oracle import Laws
 from myna.teachers.prefixes import Prefixes
@@ -101,7 +101,7 @@ def _studied(
     matrix: LogitMatrix = logit_matrix(
         teacher, histories, futures, places=request.places, k=request.top_k
     )
-    kind = torch.float32 if isinstance(teacher, Crosses) else torch.float64
+    kind = torch.float32 if isinstance(teacher, TransformerTeacher) else torch.float64
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
     with Progress(
         *columns, console=output.err, transient=True, disable=not output.err.is_terminal
