@@ -129,5 +129,3 @@ def test_the_command_prints_the_width_with_its_evidence(monkeypatch, capsys, tmp
     assert len(record["singular_values"]) == 23 and record["queries"] == 55
     assert (tmp_path / "spectrum.png").stat().st_size > 1000
     assert "at least 23" in run(monkeypatch, capsys, *words)[1].out
-    code, said = run(monkeypatch, capsys, "spectrum", "hf:bundled")
-    assert code == 2 and "needs --next-token" in said.err

@@ -1,6 +1,6 @@
 """`myna spectrum`: what singular values say of a model.
 
-Exit status: 0 a width was found; 1 none could be told; 2 the request could not be worked with.
+Exit status: 0 spectra were made, a width was found; 1 no width could be told; 2 the request could not be worked with.
 """
 
 from pathlib import Path
@@ -9,13 +9,13 @@ from typing import Annotated
 import altair as alt
 import typer
 
-from myna.app import output
+from myna.app import block_spectrum, output
 from myna.app.options import Json, LedgerPath, Seed, TeacherName, Yes
 from myna.app.picture import write_picture
 from myna.app.spending import confirm_spending
-from myna.errors import InputError
 from myna.logits.width import Width, hidden_width
 from myna.teachers.ledger import Budget, Ledger
+from myna.teachers.stepped import SteppedTeacher
 from myna.teachers.uri import open_teacher
 
 
@@ -25,8 +25,39 @@ def spectrum_command(
         bool, typer.Option("--next-token", help="The hidden width, from next-token laws.")
     ] = False,
     histories: Annotated[
-        int | None, typer.Option(min=2, help="How many histories (tokens + 31, at most 2,048).")
+        int | None,
+        typer.Option(
+            min=2,
+            help="How many histories (250; with --next-token tokens + 31, at most 2,048).",
+        ),
     ] = None,
+    futures: Annotated[int, typer.Option(min=2, help="How many futures.")] = 250,
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of each (32, or half the horizon where that is less)."),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="Take histories and futures from a text file; may be given again."),
+    ] = None,
+    places: Annotated[
+        str,
+        typer.Option(
+            help="Laws whose logits are columns: before the last token of a future "
+            "(last), before each (all), or none."
+        ),
+    ] = "last",
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Keep the k likely tokens of each law as columns.")
+    ] = None,
+    double_centre: Annotated[
+        bool, typer.Option("--double-centre", help="Take row and column means out first.")
+    ] = False,
+    controls: Annotated[bool, typer.Option(help="Nonsense futures and control models too.")] = True,
+    keep: Annotated[
+        Path | None, typer.Option(help="Keep blocks in this folder: a run goes on from there.")
+    ] = None,
+    memory: Annotated[int, typer.Option(min=1, help="Most MiB of a block.")] = 1024,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="A folder for a page and a picture.")
     ] = None,
@@ -36,11 +67,30 @@ def spectrum_command(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Find the hidden width of a model from its next-token laws."""
-    if not next_token:
-        raise InputError("myna spectrum needs --next-token; no other spectrum is built yet")
+    """Spectra of histories x futures; or a model's hidden width, from next-token laws."""
     source = open_teacher(teacher)
     confirm_spending(source, queries=budget, generated=0, yes=yes)
+    if not next_token:
+        request = block_spectrum.Request(
+            teacher, histories or 250, futures, tokens, text or [], places, top_k,
+            double_centre, controls, keep, memory, seed,
+        )  # fmt: skip
+        limited = budget is not None or ledger_file is not None
+        level = block_spectrum.check_level(source)
+        if limited or not isinstance(source, SteppedTeacher):
+            limit = Budget(queries=budget)
+            with Ledger(source, limit, seed, file=ledger_file, job="spectrum") as ledger:
+                record = block_spectrum.block_spectrum(ledger.laws("spectrum"), request)
+                record["queries"] = ledger.total().next_token_queries
+        else:
+            record = block_spectrum.block_spectrum(level, request)
+        if out is not None:
+            block_spectrum.draw(record, out)
+        if as_json:
+            output.print_json(record)
+        else:
+            block_spectrum.show(record, out)
+        return
     with Ledger(source, Budget(queries=budget), seed, file=ledger_file, job="spectrum") as ledger:
         found = hidden_width(ledger.laws("spectrum"), histories)
     if out is not None:

@@ -128,11 +128,12 @@ class Blocks:
         pairs = self.matrix.shape[0] * futures
         return (time.perf_counter() - began) * pairs / (rows * columns)
 
+    def _name(self, part: range) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"{self.matrix.mark[:24]}-{kind}-{part.start}-{part.stop}.safetensors"
+
     def _path(self, part: range) -> Path | None:
-        if self.folder is None:
-            return None
-        name = f"{self.matrix.mark[:24]}-{self.dtype}".replace("torch.", "")
-        return self.folder / f"{name}-{part.start}-{part.stop}.safetensors"
+        return None if self.folder is None else self.folder / self._name(part)
 
     def _is_kept(self, part: range) -> bool:
         path = self._path(part)
@@ -171,17 +172,14 @@ class Blocks:
             free = shutil.disk_usage(folder).free
         except OSError as error:
             raise InputError(f"blocks cannot be kept in {folder}: {error}") from error
-        there = sum(path.stat().st_size for path in map(self._path, self.ranges) if _is_file(path))
+        paths = [folder / name for name in map(self._name, self.ranges)]
+        there = sum(path.stat().st_size for path in paths if path.is_file())
         if self.bytes_kept - there > free:
             raise InputError(
                 f"the blocks take {_size(self.bytes_kept - there)} more and {folder} has "
                 f"{_size(free)} free; keep fewer tokens a law, fewer histories or futures, or use "
                 "another disk"
             )
-
-
-def _is_file(path: Path | None) -> bool:
-    return path is not None and path.is_file()
 
 
 def _size(count: int) -> str:

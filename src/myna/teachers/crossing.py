@@ -23,6 +23,8 @@ from myna.teachers.oracle import Laws
 from myna.teachers.prefixes import Prefixes
 from myna.teachers.stepped import SteppedTeacher, states_of
 
+_ROOM = 2**26  # bytes of laws made together
+
 
 class Crossing(NamedTuple):
     """What was read of histories x futures.
@@ -102,9 +104,17 @@ def crossed(
     kept = torch.zeros((0, 2), dtype=torch.int64) if kept is None else kept
     if isinstance(teacher, Crosses):
         return teacher.cross(histories, futures, kept)
-    if isinstance(teacher, SteppedTeacher):
-        return crossed_by_steps(teacher, histories, futures, kept)
-    return crossed_by_laws(teacher, histories, futures, kept)
+    # all laws at one depth of the tree exist at once
+    room = 8 * teacher.spec.num_tokens * len(futures.lengths)
+    parts = []
+    for rows in torch.arange(len(histories.lengths)).split(max(1, _ROOM // room)):
+        some = histories.take(rows)
+        if isinstance(teacher, SteppedTeacher):
+            parts.append(crossed_by_steps(teacher, some, futures, kept))
+        else:
+            parts.append(crossed_by_laws(teacher, some, futures, kept))
+    log_probs, laws = zip(*parts, strict=True)
+    return Crossing(torch.cat(log_probs), torch.cat(laws))
 
 
 def crossed_by_steps(

@@ -194,6 +194,24 @@ def _digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def tokenize(folder: Path, texts: list[str]) -> list[list[int]] | None:
+    """Each text's tokens, none added at its ends; None for a folder without a tokenizer.
+
+    Raises:
+        FormatError: for tokenizer files that do not load.
+    """
+    if not any((folder / name).is_file() for name in _TOKEN_FILES):
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        tokenizer.model_max_length = 10**9  # longer texts are cut later
+        return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    except _BROKEN as error:
+        raise FormatError(f"{folder} has a tokenizer that does not load: {error}") from error
+
+
 def token_names(folder: Path, size: int) -> tuple[str, ...]:
     """A name for each token: the tokenizer's, without blanks, made different; else numbers.
 

@@ -11,9 +11,8 @@
 
 #define LANES 8
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-#define PLAIN static __attribute__((noinline, optimize("no-tree-vectorize")))
 
 static inline vec all(float x) { return (vec){x, x, x, x, x, x, x, x}; }
 static inline vec larger(vec a, vec b) {
@@ -43,84 +42,91 @@ static inline float total(vec a) {
     return s;
 }
 
-PLAIN void take(const float *restrict qkv, const float *restrict norm,
-                const float *restrict cosine, const float *restrict sine, float *restrict q,
-                float *restrict k, float *restrict v, long time, long width, long g, long heads,
-                long group, long size, long stride, float scale) {
-    long half = size / 2;
-    for (long t = 0; t < time; t++) {
-        const float *row = qkv + t * width, *c = cosine + t * half, *s = sine + t * half;
-        const float *kr = row + (heads * group + g) * size;
-        const float *vr = row + (heads * group + heads + g) * size;
-        float r = norm[t];
-        for (long i = 0; i < half; i++) {
-            k[t * size + i] = (kr[i] * c[i] - kr[half + i] * s[i]) * r;
-            k[t * size + half + i] = (kr[half + i] * c[i] + kr[i] * s[i]) * r;
+/* rows <-> columns of 8 x 8 numbers */
+static inline void turn(vec a[8]) {
+    vec b[8], c[8];
+    for (int i = 0; i < 8; i += 2) {
+        b[i] = __builtin_shufflevector(a[i], a[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+        b[i + 1] = __builtin_shufflevector(a[i], a[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            c[i + j] = __builtin_shufflevector(b[i + j], b[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            c[i + j + 2] =
+                __builtin_shufflevector(b[i + j], b[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
         }
-        for (long i = 0; i < size; i++) v[t * size + i] = vr[i] * r;
-        r *= scale;
-        for (long h = 0; h < group; h++) {
-            const float *qr = row + (g * group + h) * size;
-            float *qt = q + t * group + h;
-            for (long i = 0; i < half; i++) {
-                qt[i * stride] = (qr[i] * c[i] - qr[half + i] * s[i]) * r;
-                qt[(half + i) * stride] = (qr[half + i] * c[i] + qr[i] * s[i]) * r;
-            }
-        }
+    for (int i = 0; i < 4; i++) {
+        a[i] = __builtin_shufflevector(c[i], c[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        a[i + 4] = __builtin_shufflevector(c[i], c[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
     }
 }
 
-PLAIN void give(const float *restrict o, float *restrict out, long time, long group, long size,
-                long wide, long stride) {
-    for (long t = 0; t < time; t++)
-        for (long h = 0; h < group; h++)
-            for (long d = 0; d < size; d++)
-                out[t * wide + h * size + d] = o[d * stride + t * group + h];
+/* rotary positions: pairs (i, half + i) turned by angles, times r; half in fours */
+static inline void rotate(const float *restrict x, const float *restrict cosine,
+                          const float *restrict sine, float *restrict out, long half, float r) {
+    for (long i = 0; i < half; i += 4) {
+        four a = *(const four *)(x + i) * r, b = *(const four *)(x + half + i) * r;
+        four c = *(const four *)(cosine + i), s = *(const four *)(sine + i);
+        *(four *)(out + i) = a * c - b * s;
+        *(four *)(out + half + i) = b * c + a * s;
+    }
 }
 
+/* Softmax attention of the places of each future to the past and to each other.
+ * Scores of 8 lanes at a time over all keys, lane = place * group + query head, so that a
+ * key is one broadcast for all of them and softmax never crosses lanes.
+ */
 int myna_attend(const float *qkv, const float *norm, const float *cosine, const float *sine,
                 const float *keys, const float *values, float *out, long futures, long time,
                 long past, long heads, long group, long size) {
-    long lanes = (group * time + LANES - 1) / LANES, count = past + time;
+    long lanes = (group * time + LANES - 1) / LANES, count = past + time, half = size / 2;
     long width = heads * (group + 2) * size, wide = heads * group * size;
-    float *room = malloc(4 * (size * lanes * LANES * 2 + 2 * count * size + count * LANES) + 64);
+    float *room = malloc(4 * (lanes * LANES * size + 2 * count * size + count * LANES));
     if (!room) return 1;
-    float *q = room, *o = q + size * lanes * LANES, *k = o + size * lanes * LANES;
-    float *v = k + count * size, *p = v + count * size;
-    float scale = 1.4426950408889634f / sqrtf((float)size);
-    memset(q, 0, 4 * size * lanes * LANES);
+    float *q = room, *k = q + lanes * LANES * size, *v = k + count * size, *p = v + count * size;
+    vec *score = (vec *)p;
+    float scale = 1.4426950408889634f / sqrtf((float)size); /* powers of two from here on */
+    memset(q, 0, 4 * lanes * LANES * size);
     for (long g = 0; g < heads; g++) {
         memcpy(k, keys + g * past * size, 4 * past * size);
         memcpy(v, values + g * past * size, 4 * past * size);
         for (long f = 0; f < futures; f++) {
-            take(qkv + f * time * width, norm + f * time, cosine, sine, q, k + past * size,
-                 v + past * size, time, width, g, heads, group, size, lanes * LANES, scale);
+            for (long t = 0; t < time; t++) {
+                const float *row = qkv + (f * time + t) * width, *c = cosine + t * half;
+                const float *s = sine + t * half, *own = row + (heads * group + heads + g) * size;
+                float r = norm[f * time + t];
+                rotate(row + (heads * group + g) * size, c, s, k + (past + t) * size, half, r);
+                for (long d = 0; d < size; d += LANES)
+                    *(vec *)(v + (past + t) * size + d) = *(const vec *)(own + d) * r;
+                for (long h = 0; h < group; h++)
+                    rotate(row + (g * group + h) * size, c, s, q + (t * group + h) * size, half,
+                           r * scale);
+            }
             for (long j = 0; j < lanes; j++) {
-                const vec *qj = (const vec *)(q + j * LANES);
                 long last = (j * LANES + LANES - 1) / group; /* the last place among these lanes */
                 long seen = past + (last < time ? last + 1 : time);
                 vec most = all(-1e30f), sum = all(0);
                 for (long d = 0; d < size; d += 8) {
-                    vec q0 = qj[d * lanes], q1 = qj[(d + 1) * lanes], q2 = qj[(d + 2) * lanes],
-                        q3 = qj[(d + 3) * lanes], q4 = qj[(d + 4) * lanes], q5 = qj[(d + 5) * lanes],
-                        q6 = qj[(d + 6) * lanes], q7 = qj[(d + 7) * lanes];
+                    vec x[8];
+                    for (int l = 0; l < 8; l++) x[l] = *(vec *)(q + (j * LANES + l) * size + d);
+                    turn(x);
                     for (long i = 0; i < seen; i++) {
                         const float *w = k + i * size + d;
-                        vec a = (q0 * w[0] + q1 * w[1]) + (q2 * w[2] + q3 * w[3]);
-                        vec b = (q4 * w[4] + q5 * w[5]) + (q6 * w[6] + q7 * w[7]);
+                        vec a = (x[0] * w[0] + x[1] * w[1]) + (x[2] * w[2] + x[3] * w[3]);
+                        vec b = (x[4] * w[4] + x[5] * w[5]) + (x[6] * w[6] + x[7] * w[7]);
                         a += b;
-                        if (d) a += ((vec *)p)[i];
-                        ((vec *)p)[i] = a;
+                        if (d) a += score[i];
+                        score[i] = a;
                     }
                 }
-                for (long i = past + j * LANES / group; i < seen; i++) { /* what a lane may not see */
+                for (long i = past + j * LANES / group; i < seen; i++) { /* unseen by a lane */
                     long hidden = (i - past) * group - j * LANES;
                     for (long l = 0; l < hidden && l < LANES; l++) p[i * LANES + l] = -1e30f;
                 }
-                for (long i = 0; i < seen; i++) most = larger(most, ((vec *)p)[i]);
+                for (long i = 0; i < seen; i++) most = larger(most, score[i]);
                 for (long i = 0; i < seen; i++) {
-                    vec e = exp2_vec(((vec *)p)[i] - most);
-                    ((vec *)p)[i] = e;
+                    vec e = exp2_vec(score[i] - most);
+                    score[i] = e;
                     sum += e;
                 }
                 sum = 1.f / sum;
@@ -128,19 +134,19 @@ int myna_attend(const float *qkv, const float *norm, const float *cosine, const 
                     vec o0 = all(0), o1 = o0, o2 = o0, o3 = o0, o4 = o0, o5 = o0, o6 = o0, o7 = o0;
                     for (long i = 0; i < seen; i++) {
                         const float *w = v + i * size + d;
-                        vec e = ((vec *)p)[i];
-                        o0 += e * w[0]; o1 += e * w[1]; o2 += e * w[2]; o3 += e * w[3];
-                        o4 += e * w[4]; o5 += e * w[5]; o6 += e * w[6]; o7 += e * w[7];
+                        vec e = score[i];
+                        o0 += e * w[0], o1 += e * w[1], o2 += e * w[2], o3 += e * w[3];
+                        o4 += e * w[4], o5 += e * w[5], o6 += e * w[6], o7 += e * w[7];
                     }
-                    vec *oj = (vec *)(o + j * LANES);
-                    oj[d * lanes] = o0 * sum; oj[(d + 1) * lanes] = o1 * sum;
-                    oj[(d + 2) * lanes] = o2 * sum; oj[(d + 3) * lanes] = o3 * sum;
-                    oj[(d + 4) * lanes] = o4 * sum; oj[(d + 5) * lanes] = o5 * sum;
-                    oj[(d + 6) * lanes] = o6 * sum; oj[(d + 7) * lanes] = o7 * sum;
+                    vec y[8] = {o0 * sum, o1 * sum, o2 * sum, o3 * sum,
+                                o4 * sum, o5 * sum, o6 * sum, o7 * sum};
+                    turn(y);
+                    for (int l = 0; l < LANES && j * LANES + l < group * time; l++) {
+                        long t = (j * LANES + l) / group, h = (j * LANES + l) % group;
+                        *(vec *)(out + (f * time + t) * wide + (g * group + h) * size + d) = y[l];
+                    }
                 }
             }
-            give(o, out + f * time * wide + g * group * size, time, group, size, wide,
-                 lanes * LANES);
         }
     }
     free(room);

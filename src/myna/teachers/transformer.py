@@ -13,6 +13,7 @@ Logits have the model's own precision; the softmax is taken in float64. The keys
 of prefixes asked before are kept, and a batch is read along its prefix tree.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from myna.errors import TeacherError
 from myna.lowrank.student import State, StepInfo, Strings, check_strings
-from myna.spec import Spec
+from myna.spec import Spec, fingerprint
 from myna.teachers.crossing import Crossing, FutureTree, crossed_by_laws
 from myna.teachers.draws import complete_in_parts, draw_limits, sample_by_completing
 from myna.teachers.key_values import net_of
@@ -227,6 +228,16 @@ class TransformerTeacher(SteppedTeacher):
                 for i, state in zip(some.tolist(), states, strict=True):
                     found[i] = state
         return [row[None] for row in found if row is not None]
+
+    def untrained(self, seed: int) -> "TransformerTeacher":
+        """A model of the same shape whose weights were never trained."""
+        model = self._net.model
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            fresh = type(model)(model.config).eval().to(model.device, model.dtype)
+        mark = fingerprint("untrained", self._spec.fingerprint, seed)
+        spec = dataclasses.replace(self._spec, fingerprint=mark)
+        return TransformerTeacher(fresh, self._begin, spec, self._batch)
 
     @functools.cached_property
     def _llama(self) -> LlamaCross | None:
