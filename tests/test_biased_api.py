@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_width import random_transformer
+from test_width import TOKENS, transformer
 from typer.testing import CliRunner
 
 from myna.app.cli import app
@@ -20,9 +20,10 @@ from myna.logits.biased_api import (
     requests_by_argmax,
     requests_by_reference,
 )
+from myna.logits.width import hidden_width
 from myna.spec import Spec, numbered
+from myna.teachers.ledger import Ledger
 from myna.teachers.prefixes import Prefixes
-from myna.teachers.uri import open_teacher
 
 EMPTY = Prefixes.of([[]])
 
@@ -73,10 +74,10 @@ def test_the_most_likely_token_alone_gives_logits_to_a_tolerance(logits, toleran
 def test_without_a_reference_digits_are_lost_where_the_group_takes_all_mass():
     model = OneLaw([5.0, 4.0, 1.0, 0.0, -2.0, -3.0])
     errors = {}
-    for strength in (8.0, 30.0):
+    for strength in (12.0, 40.0):
         found = by_group_sum(BiasedApi(model, 3), EMPTY, strength)
         errors[strength] = float((found - model.laws(EMPTY)).abs().max())
-    assert errors[8.0] < 1e-9 and not errors[30.0] < 1e-4
+    assert errors[12.0] < 1e-6 and not errors[40.0] < 1e-2
     exact = by_reference(BiasedApi(model, 3), EMPTY)
     assert float((exact - model.laws(EMPTY)).abs().max()) < 1e-12
 
@@ -91,5 +92,30 @@ def test_what_an_api_cannot_show_is_said():
         by_top_one(BiasedApi(zero, 1), EMPTY)
     with pytest.raises(InputError, match="must be positive"):
         by_argmax(BiasedApi(zero, 0), EMPTY, 0.0)
-    with pytest.raises(InputError, match="shows 0..3 tokens"):
+    with pytest.raises(InputError, match=r"shows 0\.\.3 tokens"):
         BiasedApi(zero, 4)
+
+
+@pytest.mark.parametrize("kind", ["layer norm", "rms norm"])
+@pytest.mark.parametrize(
+    ("read", "k", "each"),
+    [(by_reference, 5, 12), (by_top_one, 1, None), (by_argmax, 0, 1 + 47 * 27)],
+)
+def test_widths_through_each_api(kind, read, k, each):
+    teacher = transformer(kind, 8, seed=8)
+    view = Ledger(teacher).laws("width")
+    api = BiasedApi(view, k)
+    found = hidden_width(view, 60, lambda prefixes: read(api, prefixes))
+    assert found.hidden_width == 8 and found.tokens == TOKENS
+    assert each is None or 60 * each <= api.requests < 2 * 60 * each
+    assert view.spent().next_token_queries == 60  # the laws behind the API, asked once
+
+
+def test_the_command_through_an_api():
+    asked = ["spectrum", "hf:bundled?horizon=16", "--next-token", "--histories", "20"]
+    run = CliRunner().invoke(app, [*asked, "--api", "top-k", "--top-k", "6", "--json"])
+    told = json.loads(run.stdout)
+    assert told["api"] == "top-k" and told["requests"] >= 20 * requests_by_reference(24, 6)
+    assert told["hidden_width"] is None and told["at_least"] == 20
+    none = CliRunner().invoke(app, [*asked, "--api", "samples"])
+    assert isinstance(none.exception, InputError) and "draws of every law" in str(none.exception)

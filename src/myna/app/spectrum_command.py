@@ -3,6 +3,8 @@
 Exit status: 0 spectra were made, a width was found; 1 no width could be told; 2 the request could not be worked with.
 """
 
+import functools
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +15,25 @@ from myna.app import block_spectrum, output
 from myna.app.options import Json, LedgerPath, Seed, TeacherName, Yes
 from myna.app.picture import write_picture
 from myna.app.spending import confirm_spending
+from myna.errors import InputError
+from myna.logits.biased_api import BiasedApi, by_argmax, by_reference, by_top_one
+from myna.logits.estimated import completions_needed
 from myna.logits.width import Width, hidden_width
 from myna.teachers.ledger import Budget, Ledger
-from myna.teachers.stepped import SteppedTeacher
 from myna.teachers.uri import open_teacher
+
+
+class Api(Enum):
+    """What a simulated API shows."""
+
+    FULL = "full"
+    TOP_K = "top-k"
+    TOP_1 = "top-1"
+    ARGMAX = "argmax"
+    SAMPLES = "samples"
+
+
+_READ = {Api.TOP_K: by_reference, Api.TOP_1: by_top_one, Api.ARGMAX: by_argmax}
 
 
 def spectrum_command(
@@ -57,6 +74,13 @@ def spectrum_command(
     keep: Annotated[
         Path | None, typer.Option(help="Keep blocks in this folder: a run goes on from there.")
     ] = None,
+    api: Annotated[
+        Api,
+        typer.Option(
+            help="--next-token: a simulated API that shows only this, and takes a bias on logits; "
+            "top-k shows --top-k tokens (5)."
+        ),
+    ] = Api.FULL,
     memory: Annotated[int, typer.Option(min=1, help="Most MiB of a block.")] = 1024,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="A folder for a page and a picture.")
@@ -75,15 +99,11 @@ def spectrum_command(
             teacher, histories or 250, futures, tokens, text or [], places, top_k,
             double_centre, controls, keep, memory, seed,
         )  # fmt: skip
-        limited = budget is not None or ledger_file is not None
-        level = block_spectrum.check_level(source)
-        if limited or not isinstance(source, SteppedTeacher):
-            limit = Budget(queries=budget)
-            with Ledger(source, limit, seed, file=ledger_file, job="spectrum") as ledger:
-                record = block_spectrum.block_spectrum(ledger.laws("spectrum"), request)
-                record["queries"] = ledger.total().next_token_queries
-        else:
-            record = block_spectrum.block_spectrum(level, request)
+        block_spectrum.check_level(source)
+        limit = Budget(queries=budget)
+        with Ledger(source, limit, seed, file=ledger_file, job="spectrum") as ledger:
+            record = block_spectrum.block_spectrum(ledger.laws("spectrum"), request)
+            record["queries"] = ledger.total().next_token_queries
         if out is not None:
             block_spectrum.draw(record, out)
         if as_json:
@@ -92,14 +112,32 @@ def spectrum_command(
             block_spectrum.show(record, out)
         return
     with Ledger(source, Budget(queries=budget), seed, file=ledger_file, job="spectrum") as ledger:
-        found = hidden_width(ledger.laws("spectrum"), histories)
+        view = ledger.laws("spectrum")
+        shown = None if api is Api.FULL else BiasedApi(view, _shown_tokens(api, top_k))
+        read = None if shown is None else functools.partial(_READ[api], shown)
+        found = hidden_width(view, histories, read)
+    requests = {} if shown is None else {"api": api.value, "requests": shown.requests}
     if out is not None:
         write_picture(_chart(found, teacher), out, "spectrum")
     if as_json:
-        output.print_json({"teacher": teacher, **output.plain(found)})
+        output.print_json({"teacher": teacher, **output.plain(found), **requests})
     else:
         _show(found, out)
+        if shown is not None:
+            output.out.print(f"requests      {shown.requests:,} through {api.value}")
     raise typer.Exit(0 if found.hidden_width is not None else 1)
+
+
+def _shown_tokens(api: Api, top_k: int | None) -> int:
+    """How many tokens an API shows with their log-probabilities."""
+    if api is Api.SAMPLES:
+        draws = completions_needed(10.0, 1000, 0.01, 0.01)
+        raise InputError(
+            "a width shows as singular values that fall 100 times, and samples show logits to a "
+            f"hundredth only after some {draws:,} draws of every law (1,000 tokens, logits to 10); "
+            "ask an API that takes a bias"
+        )
+    return {Api.TOP_K: top_k or 5, Api.TOP_1: 1, Api.ARGMAX: 0}[api]
 
 
 def _show(found: Width, out: Path | None) -> None:

@@ -20,7 +20,7 @@ and the last; doubling B where it was too small is ours.
 """
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -35,11 +35,18 @@ _FIRST_BIAS = 8.0  # nats
 _MOST_BIAS = 128.0
 
 
+@runtime_checkable
 class _Asked(Protocol):
-    @property
-    def spec(self) -> Spec: ...
+    """A teacher or a view of one."""
 
-    def laws(self, prefixes: Prefixes) -> Float[Tensor, "batch token"]: ...
+    @property
+    def spec(self) -> Spec:
+        """Its language."""
+        ...
+
+    def laws(self, prefixes: Prefixes) -> Float[Tensor, "batch token"]:
+        """Its laws."""
+        ...
 
 
 class BiasedApi:
@@ -192,21 +199,3 @@ def requests_by_reference(num_tokens: int, k: int) -> int:
 def requests_by_argmax(num_tokens: int, tolerance: float) -> int:
     """Requests a law by bisection: one for the top, then each other token's steps."""
     return 1 + (num_tokens - 1) * math.ceil(math.log2(_MOST_BIAS / tolerance))
-
-
-class RecoveredLaws:
-    """What `hidden_width` asks, answered through a biased API: a view of laws.
-
-    view: a ledger's, which completes histories and pays for laws
-    api: over the same view
-    read: one of the functions above
-    """
-
-    def __init__(self, view, api: BiasedApi, read):
-        """Keep them."""
-        self._view, self.api, self._read = view, api, read
-        self.spec, self.spent, self.complete = view.spec, view.spent, view.complete
-
-    def laws(self, prefixes: Prefixes) -> Float[Tensor, "batch token"]:
-        """Laws (nats) recovered from what the API shows."""
-        return self._read(self.api, prefixes)

@@ -20,6 +20,7 @@ large gap of logits; ours is the largest gap of centred logits, with its size as
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -61,10 +62,15 @@ class Width:
     reason: str
 
 
-def hidden_width(view: LawsView, rows: int | None = None) -> Width:
+def hidden_width(
+    view: LawsView,
+    rows: int | None = None,
+    read: Callable[[Prefixes], Float[Tensor, "batch token"]] | None = None,
+) -> Width:
     """Ask the laws after random histories of the teacher's own, and find the width.
 
     rows: how many histories; tokens + 31 unless said, at most 2,048
+    read: how laws (nats) are had, where not from the view: through an API that shows less
 
     Raises:
         InputError: fewer than two rows or tokens, a teacher with too few histories, a law
@@ -77,7 +83,7 @@ def hidden_width(view: LawsView, rows: int | None = None) -> Width:
             f"a width needs at least 2 histories and 3 tokens, got {wanted} and {tokens}"
         )
     before = view.spent().next_token_queries
-    logits = centred(view.laws(_histories(view, wanted)))
+    logits = centred((read or view.laws)(_histories(view, wanted)))
     return width_of(logits, view.spent().next_token_queries - before)
 
 
