@@ -3,10 +3,10 @@
     python bench/lingen.py [stories260k | charrnn-shakespeare | charrnn-darwin | bundled] [--quick]
 
 Histories, targets and futures are windows of text of their own: histories and targets of 24
-tokens from different stories, futures of 8. 50 targets to report and 30 others to choose
-the number of columns' ridge on; nothing is chosen on the 50. For each target one continuation
+tokens from different stories, futures of 8. 50 targets to report and 30 others to choose the
+single token's ridge on; nothing is chosen on the 50. For each target one continuation
 of 15 tokens is drawn from the teacher, and KL(teacher || copy) is added up along it, over
-full laws. Beside LINGEN:
+full laws. The ridge of each size is the one that leaves least on held-out futures. Beside LINGEN:
     single token   the same fit on the law after the target alone
     last 5, 10     the law after the target's last tokens
     nearest        the history whose rows on the futures are nearest to the target's
@@ -93,10 +93,8 @@ def measure(view, rows: Prefixes, n: int, sizes, grams, single, shown: range) ->
     targets = torch.tensor([n + i for i in shown])
     for size in sizes:
         chosen = torch.arange(size)
-        fits[f"lingen {size}"] = [
-            (combine(grams[0], grams[1], chosen, targets[i : i + 1]).weights[:, 0], size)
-            for i in range(len(targets))
-        ]
+        both = combine(grams[0], grams[1], chosen, targets, RIDGES[2:])
+        fits[f"lingen {size}"] = [(v, size) for v in both.weights.mT]
     for ridge in RIDGES:
         one = combine(single, single, torch.arange(sizes[-1]), targets, (ridge,)).weights
         fits[f"single token {ridge:g}"] = [(v, sizes[-1]) for v in one.mT]
@@ -155,6 +153,7 @@ def main() -> None:
     first = centred(view.laws(rows))
     single = RowGram(first @ first.mT, first.shape[1])
     fitted = time.perf_counter() - began
+    print(f"fitted in {fitted:.0f} s", flush=True)
     tuning = measure(view, rows, n, (n,), grams, single, range(TUNING))
     singles = {name: sum(v) for name, v in tuning.items() if name.startswith("single")}
     best = min(singles, key=singles.__getitem__)
