@@ -157,12 +157,17 @@ def draw(record: dict[str, Any], out: Path) -> None:
 
 def page(record: dict[str, Any]) -> alt.VConcatChart:
     """Singular values and lost energy by rank, D_avg, and angles; a click singles a model out."""
-    chosen = alt.selection_point(name="model", fields=["futures"], bind="legend")
-    colour = alt.Color("futures:N", title="model and futures", scale=alt.Scale(scheme="tableau10"))
+    chosen = alt.selection_point(name="model", fields=["model"], bind="legend")
+    colour = alt.Color(
+        "model:N",
+        title="model and futures",
+        sort=list(record["spectra"]),
+        scale=alt.Scale(scheme="tableau10"),
+    )
     seen = alt.when(chosen).then(alt.value(1)).otherwise(alt.value(0.1))
     rows = [
         {
-            "futures": name,
+            "model": name,
             "entries": spectrum["entries"],
             "rank": i + 1,
             "value": value / spectrum["values"][0],
@@ -186,7 +191,7 @@ def page(record: dict[str, Any]) -> alt.VConcatChart:
                 y=alt.Y(f"{y}:Q", title=title, scale=log, axis=alt.Axis(format=".0e")),
                 color=colour,
                 opacity=seen,
-                tooltip=["futures:N", "rank:Q", f"{y}:Q"],
+                tooltip=["model:N", "rank:Q", f"{y}:Q"],
             )
         )
 
@@ -201,7 +206,7 @@ def page(record: dict[str, Any]) -> alt.VConcatChart:
     panels: list[alt.HConcatChart] = [upper, middle]
     lower = _lower(record, colour, seen)
     if lower:
-        panels.append(alt.hconcat(*lower))
+        panels.append(alt.hconcat(*lower).resolve_scale(strokeDash="independent"))
     return alt.vconcat(*panels, title=title)
 
 
@@ -209,7 +214,7 @@ def _lower(record: dict[str, Any], colour: alt.Color, seen: Any) -> list[alt.Cha
     """D_avg by rank; cosines of the angles to nonsense; exponents by size."""
     log = alt.Scale(type="log")
     cuts = [
-        {"futures": name, **cut}
+        {"model": name, **cut}
         for name, one in record["spectra"].items()
         for cut in one["truncations"]
         if cut["d_avg"] > 1e-9
@@ -224,7 +229,7 @@ def _lower(record: dict[str, Any], colour: alt.Color, seen: Any) -> list[alt.Cha
                 y=alt.Y("d_avg:Q", title="D_avg (nats)", scale=log, axis=alt.Axis(format=".0e")),
                 color=colour,
                 opacity=seen,
-                tooltip=["futures:N", "rank:Q", "d_avg:Q", "own:Q", "fresh:Q"],
+                tooltip=["model:N", "rank:Q", "d_avg:Q", "own:Q", "fresh:Q"],
             )
         )
     cosines = [
@@ -247,7 +252,7 @@ def _lower(record: dict[str, Any], colour: alt.Color, seen: Any) -> list[alt.Cha
             )
         )
     sizes = [
-        {"futures": name, **size, "kind": f"{size['entries']}, {size['part']}"}
+        {"model": name, **size, "kind": f"{size['entries']}, {size['part']}"}
         for name, one in record["spectra"].items()
         for size in one["sizes"]
         if size["part"] in ("1/4", "1/2", "all")
@@ -261,7 +266,7 @@ def _lower(record: dict[str, Any], colour: alt.Color, seen: Any) -> list[alt.Cha
             color=colour,
             opacity=seen,
             strokeDash=alt.StrokeDash("entries:N"),
-            tooltip=["futures:N", "kind:N", "rank_99:Q", "exponent:Q"],
+            tooltip=["model:N", "kind:N", "rank_99:Q", "exponent:Q"],
         )
     )
     return charts
