@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint talk servers clean
+.PHONY: demo test lint talk logits servers clean
 
 demo: $(READY)
 	@echo "== myna: learning noisy parity with 64 bits by asking =="
@@ -26,6 +26,17 @@ lint: $(READY)
 talk: $(READY)
 	@echo "== myna: the talk, topic by topic =="
 	@$(BIN)/python tools/talk.py
+
+# Every figure of logit space (docs/spectrum.md, biased-apis.md, lingen.md, copytest.md, logit-learners.md): hours.
+logits: $(READY)
+	@echo "== myna: logit space; results in bench/results =="
+	@set -e; for part in exact size ranks samples; do $(BIN)/python bench/logit_learners.py $$part; done
+	@$(BIN)/python bench/logit_noise.py
+	@$(BIN)/python bench/hidden_width.py
+	@$(BIN)/python bench/copytest.py
+	@set -e; for part in speed spectra; do $(BIN)/python bench/spectrum.py $$part; done
+	@set -e; for name in stories260k charrnn-shakespeare charrnn-darwin bundled; do \
+		$(BIN)/python bench/lingen.py $$name --futures 60; done
 
 # Three servers of language models, each in an environment of its own (about 4 GB, half an hour
 # or more: llama.cpp is compiled), then asked side by side. Not part of the tests.

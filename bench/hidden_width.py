@@ -59,6 +59,8 @@ def main() -> None:
         teacher = open_teacher(uri)
         true = output_matrix(teacher)
         for road, how in ROADS.items():
+            if teacher.spec.num_tokens > 200 and road.startswith(("top 1 ", "argmax")):
+                continue  # thousands of requests a law
             ledger = Ledger(teacher)
             view, began = ledger.laws("width"), time.perf_counter()
             prefixes = _histories(view, rows)
