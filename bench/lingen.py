@@ -22,11 +22,11 @@ import torch
 from results import FOLDER, need_shared, save
 
 from myna.app.picture import write_picture
-from myna.app.text import encode
 from myna.logits.centred import centred
 from myna.logits.lingen import RIDGES, RowGram, combine, row_gram, shuffled, stacked_prefixes
 from myna.logits.matrix import logit_matrix
 from myna.teachers.crossing import FutureTree, crossed
+from myna.teachers.encode import encoded
 from myna.teachers.ledger import Ledger
 from myna.teachers.oracle import Stream
 from myna.teachers.prefixes import Prefixes
@@ -63,7 +63,7 @@ def corpus(name: str) -> tuple[str, list[tuple[int, ...]]]:
         text = (shared / "tinystories" / "tinystories_sample.txt").read_text(encoding="utf-8")
         spec = open_teacher(uri).spec
         parts = [part.strip() for part in text.split("<|endoftext|>")]
-        return uri, [encode(uri, spec, part) for part in parts if part]
+        return uri, [tuple(row) for row in encoded(uri, spec, [part for part in parts if part])]
     uri = f"rnn:{shared / name}?horizon=128"
     teacher = open_teacher(uri)
     drawn = teacher.complete(Prefixes.of([[]]), 4000, stream=Stream("texts", 0), max_tokens=64)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from myna.app.cli import app
-from myna.app.text import encode
 from myna.audit.copy_test import copy_test, judged, log_block
 from myna.errors import InputError
 from myna.lowrank.student import strings
+from myna.teachers.encode import encoded
 from myna.teachers.ledger import Ledger
 from myna.teachers.uri import open_teacher
 
@@ -108,10 +108,10 @@ def test_bad_requests(uri, count, length, told):
 def test_texts_become_tokens(shared_data):
     uri = f"rnn:{shared_data / 'charrnn-shakespeare'}"
     spec = open_teacher(uri).spec
-    tokens = encode(uri, spec, "to be\n")
+    tokens = encoded(uri, spec, ["to be\n"])[0]
     assert [spec.alphabet[t] for t in tokens] == ["t", "o", "\u2581", "b", "e", "<U+000A>"]
-    with pytest.raises(InputError, match="is no token of rnn"):
-        encode(uri, spec, "\u00e9")
+    with pytest.raises(InputError, match="is no token of this teacher"):
+        encoded(uri, spec, ["\u00e9"])
 
 
 def test_the_command(tmp_path):

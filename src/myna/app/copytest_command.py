@@ -14,10 +14,10 @@ from myna.app.budget import Budgets, budget_of, open_within, read_budget
 from myna.app.options import Json, LedgerPath, Seed, TeacherName, Yes
 from myna.app.picture import write_picture
 from myna.app.spending import confirm_spending
-from myna.app.text import encode
 from myna.audit.copy_test import CopyTest, copy_test
 from myna.errors import InputError
 from myna.spec import Spec
+from myna.teachers.encode import encoded
 from myna.teachers.ledger import Ledger
 
 _WORD = "{}"
@@ -77,7 +77,7 @@ def _parts(teacher: str, spec: Spec, template: str | None) -> tuple[tuple[int, .
             f"a template has {{}} twice, the second time at its end, as {_OF_TEXTS!r}; "
             f"got {chosen!r}"
         )
-    return tuple(encode(teacher, spec, part) for part in parts[:2])
+    return tuple(tuple(row) for row in encoded(teacher, spec, parts[:2]))
 
 
 def _show(found: CopyTest, bounds: dict[int, float], out: Path | None) -> None:

@@ -13,11 +13,11 @@ from myna.app import output
 from myna.app.budget import Budgets, budget_of, open_within, read_budget
 from myna.app.options import Json, LedgerPath, Seed, TeacherName, Yes
 from myna.app.spending import confirm_spending
-from myna.app.text import encode
 from myna.errors import InputError
 from myna.logits.lingen import Combination, CombinedHistories, lingen, shuffled
 from myna.lowrank.student import State
 from myna.spec import Spec
+from myna.teachers.encode import encoded, read_texts
 from myna.teachers.ledger import LawsView, Ledger
 from myna.teachers.prefixes import Prefixes
 
@@ -86,7 +86,7 @@ def lingen_command(
 def _prompt(teacher: str, spec: Spec, target: str) -> list[int]:
     """Numbers where only numbers and commas are given, else a text."""
     if not target or set(target) - set("0123456789,"):
-        return list(encode(teacher, spec, target))
+        return encoded(teacher, spec, [target])[0]
     found = [int(part) for part in target.split(",") if part]
     if any(token >= spec.num_tokens for token in found):
         raise InputError(f"tokens of --target lie in 0..{spec.num_tokens - 1}, got {target}")
@@ -107,14 +107,14 @@ def _windows(
             )
         ]
         return [row or [0] for row in rows]
-    whole = encode(teacher, view.spec, text.read_text(encoding="utf-8"))
+    whole = encoded(teacher, view.spec, [" ".join(read_texts([str(text)]))])[0]
     if len(whole) <= max(lengths):
         raise InputError(
             f"{text} has {len(whole)} tokens, and windows of {max(lengths)} are wanted; "
             "give a longer text"
         )
     starts = [int(torch.randint(len(whole) - n, (1,), generator=generator)) for n in lengths]
-    return [list(whole[start : start + n]) for start, n in zip(starts, lengths, strict=True)]
+    return [whole[start : start + n] for start, n in zip(starts, lengths, strict=True)]
 
 
 def _divergence(
