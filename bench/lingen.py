@@ -77,11 +77,6 @@ def along(view, histories: Prefixes, row: list[int]) -> torch.Tensor:
     return crossed(view, histories, future, pairs).laws
 
 
-def mixed(logits: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """(time, token): the law of a combination."""
-    return torch.einsum("h,hto->to", weights, logits).log_softmax(1)
-
-
 def kl(true: torch.Tensor, copy: torch.Tensor) -> float:
     return float((true.exp() * (true - copy)).sum())
 
@@ -106,9 +101,13 @@ def measure(view, rows: Prefixes, n: int, sizes, grams, single, shown: range) ->
         true = along(view, Prefixes.of([prompt]), row)[0]
         laws = along(view, histories, row)
         logits = centred(laws.flatten(0, 1)).unflatten(0, laws.shape[:2])
-        for name, weights in fits.items():
+        together = torch.zeros((n, len(fits)), dtype=torch.float64)
+        for column, weights in enumerate(fits.values()):
             v, size = weights[at]
-            found.setdefault(name, []).append(kl(true, mixed(logits[:size], v)))
+            together[:size, column] = v
+        copies = (together.mT @ logits.flatten(1)).unflatten(1, logits.shape[1:]).log_softmax(2)
+        for name, copy in zip(fits, copies, strict=True):
+            found.setdefault(name, []).append(kl(true, copy))
         for last in (5, 10):
             copy = along(view, Prefixes.of([prompt[-last:]]), row)[0]
             found.setdefault(f"last {last}", []).append(kl(true, copy))
@@ -134,8 +133,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--nonsense", action="store_true", help="histories shuffled")
     parser.add_argument("--futures", type=int, default=100)
+    parser.add_argument("--most", type=int, default=SIZES[-1], help="histories")
     chosen = parser.parse_args()
-    sizes = SIZES[:2] if chosen.quick else SIZES
+    sizes = SIZES[:2] if chosen.quick else tuple(s for s in SIZES if s <= chosen.most)
     uri, stories = corpus(chosen.name)
     sizes = tuple(s for s in sizes if s + 100 + TUNING + REPORTED <= len(stories))
     n, began = sizes[-1], time.perf_counter()
