@@ -177,7 +177,7 @@ def main() -> None:
         uri, size, size, TOKENS, [text], "last", None, False, True, None, 1024, 0
     )
     began, used = time.perf_counter(), time.process_time()
-    record = block_spectrum.block_spectrum(teacher, request)
+    record = block_spectrum.block_spectrum(teacher, request, teacher)
     record |= {
         "seconds": time.perf_counter() - began,
         "processor_seconds": time.process_time() - used,
