@@ -129,7 +129,8 @@ def growth(teacher, histories: Prefixes, futures: Prefixes, sizes: list[int]) ->
         began, used = time.perf_counter(), time.process_time()
         crossed(teacher, histories.take(part), columns)
         wall, cpu = time.perf_counter() - began, time.process_time() - used
-        places, tree = int(columns.lengths.sum()), FutureTree.of(columns)
+        tree = FutureTree.of(columns)
+        distinct = int((tree.pairs[:, 1] > 0).sum())  # a token each, after the history's own
         rows.append(
             {
                 "n": size,
@@ -138,7 +139,7 @@ def growth(teacher, histories: Prefixes, futures: Prefixes, sizes: list[int]) ->
                 "pairs_a_second": size**2 / wall,
                 "pairs_a_processor_second": size**2 / cpu,
                 "tokens_read": size * size * (TOKENS - 1),
-                "tokens_that_a_tree_would_share": size * (places - len(tree.pairs)),
+                "tokens_that_a_tree_would_share": size * (size * (TOKENS - 1) - distinct),
             }
         )
         print(rows[-1])
@@ -177,7 +178,7 @@ def main() -> None:
         uri, size, size, TOKENS, [text], "last", None, False, True, None, 1024, 0
     )
     began, used = time.perf_counter(), time.process_time()
-    record = block_spectrum.block_spectrum(teacher, request)
+    record = block_spectrum.block_spectrum(teacher, request, teacher)
     record |= {
         "seconds": time.perf_counter() - began,
         "processor_seconds": time.process_time() - used,

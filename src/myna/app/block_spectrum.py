@@ -20,7 +20,7 @@ from myna.logits.spectrum import Study, angles, study
 from myna.logits.strings import from_draws, from_texts
 from myna.teachers.crossing import FutureTree
 from myna.teachers.encode import encoded, read_texts
-from myna.teachers.oracle import Laws
+from myna.teachers.oracle import Laws, Samples
 from myna.teachers.prefixes import Prefixes
 from myna.teachers.transformer import TransformerTeacher
 
@@ -45,12 +45,16 @@ class Request(NamedTuple):
     seed: int
 
 
-def block_spectrum(source: Laws, request: Request) -> dict[str, Any]:
-    """Run it, and return what is printed and drawn."""
+def block_spectrum(source: Laws, request: Request, model: Samples) -> dict[str, Any]:
+    """Run it, and return what is printed and drawn.
+
+    source: what is asked, a ledger's view or the model itself
+    model: what stands behind it, whose shape the untrained control has
+    """
     histories, futures = _strings(source, request)
     found = {"real": _studied(source, histories, futures, request, "real")}
     if request.controls:
-        for name, teacher, strings in _controls(source, histories, futures, request):
+        for name, teacher, strings in _controls(source, histories, futures, request, model):
             found[name] = _studied(teacher, histories, strings, request, name)
     places = int(futures.lengths.sum())
     distinct = len(FutureTree.of(futures).pairs)
@@ -81,15 +85,15 @@ def _strings(source: Laws, request: Request) -> tuple[Prefixes, Prefixes]:
 
 
 def _controls(
-    source: Laws, histories: Prefixes, futures: Prefixes, request: Request
+    source: Laws, histories: Prefixes, futures: Prefixes, request: Request, model: Samples
 ) -> list[tuple[str, Laws, Prefixes]]:
     spec = source.spec
     nonsense = shuffled(futures, spec.stop, generator_of(request.seed))
     longest = int(histories.lengths.max()) + int(futures.lengths.max())
     strings = torch.cat([histories.tokens.reshape(-1), futures.tokens.reshape(-1)])[None]
     found: list[tuple[str, Laws, Prefixes]] = [("nonsense", source, nonsense)]
-    if isinstance(source, TransformerTeacher):
-        found.append(("untrained", source.untrained(request.seed), futures))
+    if isinstance(model, TransformerTeacher):
+        found.append(("untrained", model.untrained(request.seed), futures))
     found.append(("unigram", unigram(spec, strings), futures))
     found.append(("low rank", low_rank(spec, _DIM, longest, request.seed), futures))
     return found
@@ -101,7 +105,6 @@ def _studied(
     matrix: LogitMatrix = logit_matrix(
         teacher, histories, futures, places=request.places, k=request.top_k
     )
-    kind = torch.float32 if isinstance(teacher, TransformerTeacher) else torch.float64
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
     with Progress(
         *columns, console=output.err, transient=True, disable=not output.err.is_terminal
@@ -114,7 +117,7 @@ def _studied(
             if not progress.done:
                 output.err.print(f"{name}: {progress.pairs:,} pairs, {left}", markup=False)
 
-        blocks = Blocks(matrix, request.memory_mib * 2**20, request.keep, kind, report)
+        blocks = Blocks(matrix, request.memory_mib * 2**20, request.keep, report=report)
         return study(blocks, double_centre=request.double_centre)
 
 

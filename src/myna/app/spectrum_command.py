@@ -102,7 +102,7 @@ def spectrum_command(
         block_spectrum.check_level(source)
         limit = Budget(queries=budget)
         with Ledger(source, limit, seed, file=ledger_file, job="spectrum") as ledger:
-            record = block_spectrum.block_spectrum(ledger.laws("spectrum"), request)
+            record = block_spectrum.block_spectrum(ledger.laws("spectrum"), request, source)
             record["queries"] = ledger.total().next_token_queries
         if out is not None:
             block_spectrum.draw(record, out)

@@ -22,7 +22,7 @@ from torch import Tensor
 from myna.errors import InputError
 from myna.logits.centred import centred
 from myna.spec import fingerprint
-from myna.teachers.crossing import Crosses, FutureTree, check_crossing, crossed
+from myna.teachers.crossing import FutureTree, check_crossing, crossed
 from myna.teachers.oracle import Laws
 from myna.teachers.prefixes import Prefixes
 
@@ -153,8 +153,3 @@ def _likely(
         laws = crossed(teacher, chosen, futures.take(torch.tensor(part)), pairs).laws
         found.append(laws.logsumexp(0).topk(k, dim=1).indices)
     return torch.cat(found)
-
-
-def is_fast(teacher: Laws) -> bool:
-    """Whether a teacher reads histories x futures in its own way."""
-    return isinstance(teacher, Crosses)
