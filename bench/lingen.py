@@ -1,12 +1,15 @@
 """What a prompt would say from what other prompts say: KL over 15 generated tokens.
 
-    python bench/lingen.py [stories260k | charrnn-shakespeare | charrnn-darwin | bundled] [--quick]
+    python bench/lingen.py stories260k | charrnn-shakespeare | charrnn-darwin | bundled
+        [--openings] [--nonsense] [--futures 60] [--most 2000] [--quick]
 
 Histories, targets and futures are windows of text of their own: histories and targets of 24
-tokens from different stories, futures of 8. 50 targets to report and 30 others to choose the
-single token's ridge on; nothing is chosen on the 50. For each target one continuation
-of 15 tokens is drawn from the teacher, and KL(teacher || copy) is added up along it, over
-full laws. The ridge of each size is the one that leaves least on held-out futures. Beside LINGEN:
+tokens from different stories (with --openings their first 24), futures of 8, from anywhere.
+50 targets to report and 30 others to choose on: how many columns LINGEN keeps of each place
+(the k most likely tokens), and the single token's ridge; nothing is chosen on the 50. For each
+target one continuation of 15 tokens is drawn from the teacher, and KL(teacher || copy) is
+added up along it, over full laws. LINGEN's ridge is the one that leaves least on held-out
+futures. All k are shown. Beside LINGEN:
     single token   the same fit on the law after the target alone
     last 5, 10     the law after the target's last tokens
     nearest        the history whose rows on the futures are nearest to the target's
@@ -14,6 +17,7 @@ full laws. The ridge of each size is the one that leaves least on held-out futur
 """
 
 import argparse
+import itertools
 import math
 import time
 
@@ -23,8 +27,8 @@ from results import FOLDER, need_shared, save
 
 from myna.app.picture import write_picture
 from myna.logits.centred import centred
-from myna.logits.lingen import RIDGES, RowGram, combine, row_gram, shuffled, stacked_prefixes
-from myna.logits.matrix import logit_matrix
+from myna.logits.lingen import RIDGES, RowGram, combine, shuffled, stacked_prefixes
+from myna.logits.matrix import LogitMatrix, logit_matrix
 from myna.teachers.crossing import FutureTree, crossed
 from myna.teachers.encode import encoded
 from myna.teachers.ledger import Ledger
@@ -35,16 +39,19 @@ from myna.teachers.uri import open_teacher
 LENGTH, FUTURE, TOKENS = 24, 8, 15
 SIZES = (100, 300, 600, 1200, 2000)
 TUNING, REPORTED = 30, 50
+KEPT = (10, 25, 50, 100, 200)  # columns of a place that are tried, and all of them
 
 
-def windows(stories: list[tuple[int, ...]], count: int, length: int, seed: int) -> list[list[int]]:
+def windows(
+    stories: list[tuple[int, ...]], count: int, length: int, seed: int, *, opening: bool = False
+) -> list[list[int]]:
     """One window a story, of stories drawn without repeats."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for i in torch.randperm(len(stories), generator=generator).tolist():
         if len(stories[i]) >= length and len(rows) < count:
             most = len(stories[i]) - length + 1
-            start = int(torch.randint(most, (1,), generator=generator))
+            start = 0 if opening else int(torch.randint(most, (1,), generator=generator))
             rows.append(list(stories[i][start : start + length]))
     assert len(rows) == count, f"{len(rows)} windows of {count}"
     return rows
@@ -81,19 +88,35 @@ def kl(true: torch.Tensor, copy: torch.Tensor) -> float:
     return float((true.exp() * (true - copy)).sum())
 
 
+def grams_of(matrix: LogitMatrix, futures: range) -> dict[int, RowGram]:
+    """Inner products of rows over some futures: of the k most likely tokens, for each k."""
+    width = matrix.kept
+    kept = [k for k in KEPT if k < width] + [width]
+    rows = len(matrix.histories.lengths)
+    total = {k: RowGram(torch.zeros((rows, rows), dtype=torch.float64), 0) for k in kept}
+    for future in futures:
+        logits = matrix.block(range(rows), range(future, future + 1)).logits
+        places = logits.unflatten(1, (-1, width))
+        for k in kept:
+            part = places[:, :, :k].flatten(1)
+            total[k] += RowGram(part @ part.mT, part.shape[1])
+    return total
+
+
 def measure(view, rows: Prefixes, n: int, sizes, grams, single, shown: range) -> dict:
     """Total KL of every method on the shown targets."""
     histories, found = rows.take(torch.arange(n)), {}
     fits = {}
     targets = torch.tensor([n + i for i in shown])
-    for size in sizes:
+    for size, k in itertools.product(sizes, grams[0]):
         chosen = torch.arange(size)
-        both = combine(grams[0], grams[1], chosen, targets, RIDGES[2:])
-        fits[f"lingen {size}"] = [(v, size) for v in both.weights.mT]
+        both = combine(grams[0][k], grams[1][k], chosen, targets, RIDGES)
+        fits[f"lingen top {k} {size}"] = [(v, size) for v in both.weights.mT]
     for ridge in RIDGES:
         one = combine(single, single, torch.arange(sizes[-1]), targets, (ridge,)).weights
         fits[f"single token {ridge:g}"] = [(v, sizes[-1]) for v in one.mT]
-    whole = (grams[0] + grams[1]).products
+    every = max(grams[0])
+    whole = (grams[0][every] + grams[1][every]).products
     for at, target in enumerate(targets.tolist()):
         prompt = list(rows.rows()[target])
         drawn = view.complete(Prefixes.of([prompt]), 1, max_tokens=TOKENS)
@@ -126,20 +149,27 @@ def summary(values: list[float]) -> dict:
     return {"mean": mean, "interval": [mean - half, mean + half], "median": float(data.median())}
 
 
+def least(found: dict[str, list[float]], start: str) -> str:
+    """Which of the methods that start so is best in all."""
+    sums = {name: sum(values) for name, values in found.items() if name.startswith(start)}
+    return min(sums, key=sums.__getitem__)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     names = ("stories260k", "charrnn-shakespeare", "charrnn-darwin", "bundled")
     parser.add_argument("name", choices=names)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--nonsense", action="store_true", help="histories shuffled")
-    parser.add_argument("--futures", type=int, default=100)
+    parser.add_argument("--openings", action="store_true", help="the first tokens of stories")
+    parser.add_argument("--futures", type=int, default=60)
     parser.add_argument("--most", type=int, default=SIZES[-1], help="histories")
     chosen = parser.parse_args()
     sizes = SIZES[:2] if chosen.quick else tuple(s for s in SIZES if s <= chosen.most)
     uri, stories = corpus(chosen.name)
     sizes = tuple(s for s in sizes if s + 100 + TUNING + REPORTED <= len(stories))
     n, began = sizes[-1], time.perf_counter()
-    picked = windows(stories, n + TUNING + REPORTED, LENGTH, 0)
+    picked = windows(stories, n + TUNING + REPORTED, LENGTH, 0, opening=chosen.openings)
     past = Prefixes.of(picked[:n])
     if chosen.nonsense:
         past = shuffled(past, torch.Generator().manual_seed(1))
@@ -147,21 +177,25 @@ def main() -> None:
     rows = stacked_prefixes(past, Prefixes.of(picked[n:]))
     ledger = Ledger(open_teacher(uri))
     view = ledger.laws("lingen")
-    matrix = logit_matrix(view, rows, futures)
+    # one token fewer than all: then columns stand by likelihood, and the first k are the top k
+    matrix = logit_matrix(view, rows, futures, k=view.spec.num_tokens - 1)
     split = round(0.8 * len(futures.lengths))
-    grams = row_gram(matrix, range(split)), row_gram(matrix, range(split, len(futures.lengths)))
+    grams = grams_of(matrix, range(split)), grams_of(matrix, range(split, len(futures.lengths)))
     first = centred(view.laws(rows))
     single = RowGram(first @ first.mT, first.shape[1])
     fitted = time.perf_counter() - began
     print(f"fitted in {fitted:.0f} s", flush=True)
     tuning = measure(view, rows, n, (n,), grams, single, range(TUNING))
-    singles = {name: sum(v) for name, v in tuning.items() if name.startswith("single")}
-    best = min(singles, key=singles.__getitem__)
+    best = least(tuning, "single token")
+    columns = least(tuning, "lingen").removesuffix(f" {n}")
     reported = measure(view, rows, n, sizes, grams, single, range(TUNING, TUNING + REPORTED))
     kept = {
         ("single token" if name == best else name): summary(values)
         for name, values in reported.items()
         if not name.startswith("single") or name == best
+    }
+    kept |= {
+        name.replace(columns, "LINGEN"): v for name, v in kept.items() if columns + " " in name
     }
     for name, value in kept.items():
         print(name, value, flush=True)
@@ -174,13 +208,15 @@ def main() -> None:
         "generated_tokens": TOKENS,
         "targets": REPORTED,
         "tuning_targets": TUNING,
-        "single_token_ridge": best,
+        "openings": chosen.openings,
+        "chosen_on_the_tuning_targets": {"single token": best, "columns": columns},
         "total_kl": kept,
         "queries": ledger.total().next_token_queries,
         "seconds_to_fit": fitted,
         "seconds": time.perf_counter() - began,
     }
-    mark = f"lingen.{chosen.name}{'-nonsense' if chosen.nonsense else ''}"
+    mark = f"lingen.{chosen.name}{'-openings' if chosen.openings else ''}"
+    mark += "-nonsense" if chosen.nonsense else ""
     save(mark + ("-quick" if chosen.quick else ""), record)
     if not chosen.quick:
         picture(kept, mark)
@@ -192,6 +228,8 @@ def picture(kept: dict, mark: str) -> None:
         words = name.rsplit(" ", 1)
         sized = words[-1].isdigit() and not name.startswith("last")
         kind = words[0].removesuffix(" of") if sized else name
+        if kind.startswith("lingen"):
+            continue  # every k is in the JSON; the chosen one is drawn as LINGEN
         for size in [int(words[-1])] if sized else SIZES:
             low, high = value["interval"]
             rows.append(

@@ -5,6 +5,7 @@ no option is ever silently without effect.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from myna import __version__
 from myna.app import output
 from myna.app.budget import Budgets, budget_of, open_within, read_budget
-from myna.app.logits_output import logit_record, show_logits, show_provable
+from myna.app.logits_output import logit_record, show_fitted, show_logits, show_provable
 from myna.app.models import generator_of
 from myna.app.options import SAMPLED_TOKENS, Access, Json, LedgerPath, Seed, TeacherName, Yes
 from myna.app.sampled_output import sampled_record, show_sampled
@@ -27,6 +28,7 @@ from myna.learn.from_samples import learn_sampled
 from myna.learn.report import ExactSettings, LearnResult, Outcome, Structure
 from myna.learn.sampled_report import Kind, Projection, SampledResult, SampledSettings
 from myna.logits.exact import LogitProgress, learn_logits
+from myna.logits.fitted import FitProgress, FitResult, FitSettings, Start, fit_network
 from myna.logits.provable import ProvableResult, ProvableSettings, learn_provably
 from myna.logits.report import LogitOutcome, LogitResult, LogitSettings
 from myna.teachers.copies import check_destination, save_copy
@@ -55,6 +57,7 @@ class LogitLearner(Enum):
 
     EXACT_RANK = "exact-rank"
     PROVABLE = "provable"
+    FITTED = "fitted"
 
 
 _STRUCTURES = {Form.TIME_VARYING: Structure.TIME_VARYING, Form.STATIONARY: Structure.STATIONARY}
@@ -86,9 +89,16 @@ def learn(
     learner: Annotated[
         LogitLearner | None,
         typer.Option(
-            help="Logits: changes of basis (exact-rank, unless said), or linear programs that "
-            "bound coefficients (provable; needs a horizon and HiGHS)."
+            help="Logits: changes of basis (exact-rank, unless said), linear programs that bound "
+            "coefficients (provable; needs a horizon and HiGHS), or a network of dimension "
+            "--max-rank fitted to laws along text, where no rank is exact (fitted)."
         ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Fitted: passes over the laws (12).")
+    ] = None,
+    start: Annotated[
+        Start | None, typer.Option(help="Fitted: where fitting begins (spectral).")
     ] = None,
     form: Annotated[
         Form,
@@ -149,9 +159,16 @@ def learn(
     of_samples["count-prompts"] = count_prompts or None
     shared = _given({"max_rank": max_rank, "max_tokens": max_tokens})
     if access is Access.LAWS:
-        _refuse(of_samples, "samples", access)
+        _refuse(of_samples, "learning from samples", "--access laws")
         named = _given({"verify_histories": verify, "tolerance": tolerance, "mismatch": mismatch})
-        exact = _settings_of_laws(space, learner, form, shared | named)
+        if learner is LogitLearner.FITTED:
+            _refuse(named, "exact laws", "--learner fitted")
+            exact = _fit_settings(
+                space, form, shared | _given({"epochs": epochs, "start": start}), limits.plain
+            )
+        else:
+            _refuse({"epochs": epochs, "start": start}, "--learner fitted", "another learner")
+            exact = _settings_of_laws(space, learner, form, shared | named)
         source = open_within(teacher, limits)
         confirm_spending(source, queries=limits.plain, generated=0, yes=yes)
         wall = budget_of(source, limits, queries=limits.plain)
@@ -162,9 +179,12 @@ def learn(
                 found = learned_logits(ledger, exact, seed)
         also = provenance(source)
         saved = save_result(found, out, teacher, exact, seed, overwrite=overwrite, also=also)
-        done = found.report.outcome in (Outcome.VERIFIED, LogitOutcome.VERIFIED)
+        done = isinstance(found, FitResult) or found.report.outcome in (
+            Outcome.VERIFIED, LogitOutcome.VERIFIED
+        )  # fmt: skip
     else:
-        _refuse(of_laws, "laws", access)
+        of_laws |= {"epochs": epochs, "start": start}
+        _refuse(of_laws, "learning from laws", "--access samples")
         if form is Form.TEST:
             raise InputError("--structure test needs --access laws; choose another structure")
         if space is Space.LOGITS:
@@ -192,7 +212,7 @@ def learn(
 
 def _settings_of_laws(
     space: Space, learner: LogitLearner | None, form: Form, named: dict[str, Any]
-) -> ExactSettings | LogitSettings | ProvableSettings:
+) -> ExactSettings | LogitSettings | ProvableSettings | FitSettings:
     """The settings of the learner from laws, in the space asked for."""
     structure = _STRUCTURES.get(form)
     cut_at = {"max_tokens": 1000}
@@ -227,14 +247,29 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _refuse(options: Mapping[str, Any], owner: str, access: Access) -> None:
-    """Refuse the first option that belongs to the other access."""
+def _refuse(options: Mapping[str, Any], owner: str, asked: str) -> None:
+    """Refuse the first option that belongs to something else than what was asked."""
     given = _given(options)
     if given:
         raise InputError(
-            f"--{next(iter(given))} belongs to learning from {owner}, and --access {access.value} "
-            "was asked; leave one of them out"
+            f"--{next(iter(given)).replace('_', '-')} belongs to {owner}, and {asked} was asked; "
+            "leave one of them out"
         )
+
+
+def _fit_settings(space: Space, form: Form, named: dict[str, Any], laws: int | None) -> FitSettings:
+    """The settings of a fitted network; its dimension is the cap on the rank."""
+    if space is not Space.LOGITS:
+        raise InputError("--learner belongs to --space logits; add that or leave it out")
+    if form not in (Form.AUTO, Form.STATIONARY):
+        raise InputError(
+            f"--learner fitted gives one network for all cuts; leave --structure {form.value} out"
+        )
+    if "max_rank" in named:
+        named["dimension"] = named.pop("max_rank")
+    if laws is not None:
+        named["laws"] = laws
+    return FitSettings(**named)
 
 
 def learned(
@@ -254,8 +289,8 @@ def learned(
 
 
 def learned_logits(
-    ledger: Ledger, settings: LogitSettings | ProvableSettings, seed: int
-) -> LogitResult | ProvableResult:
+    ledger: Ledger, settings: LogitSettings | ProvableSettings | FitSettings, seed: int
+) -> LogitResult | ProvableResult | FitResult:
     """Run a learner in logit space under a progress line."""
     generator = generator_of(seed)
     with learning_progress() as tell:
@@ -263,9 +298,17 @@ def learned_logits(
         def show(at: LogitProgress) -> None:
             tell(f"round {at.round}: {at.stage}, logit rank {at.rank}, {at.queries:,} queries")
 
+        if isinstance(settings, FitSettings):
+            return fit_network(ledger, settings, generator, lambda at: tell(_told(at)))
         if isinstance(settings, ProvableSettings):
             return learn_provably(ledger, settings, generator, show)
         return learn_logits(ledger, settings, generator, show)
+
+
+def _told(at: FitProgress) -> str:
+    """Where fitting stands, in words."""
+    reached = "" if math.isnan(at.kl) else f", {at.kl:.4f} nats a token in the last epoch"
+    return f"{at.stage}: {at.done:.0%} of the steps{reached}, {at.queries:,} queries"
 
 
 def learned_from_samples(
@@ -285,10 +328,10 @@ def learned_from_samples(
 
 
 def save_result(
-    result: LearnResult | SampledResult | LogitResult | ProvableResult,
+    result: LearnResult | SampledResult | LogitResult | ProvableResult | FitResult,
     out: Path,
     teacher: str,
-    settings: ExactSettings | SampledSettings | LogitSettings | ProvableSettings,
+    settings: ExactSettings | SampledSettings | LogitSettings | ProvableSettings | FitSettings,
     seed: int,
     *,
     overwrite: bool,
@@ -310,7 +353,7 @@ def save_result(
 
 
 def _show(
-    result: LearnResult | SampledResult | LogitResult | ProvableResult,
+    result: LearnResult | SampledResult | LogitResult | ProvableResult | FitResult,
     teacher: str,
     saved: str | None,
     also: Mapping[str, int],
@@ -323,9 +366,11 @@ def _show(
             output.print_json({**sampled_record(result.report, teacher, saved), **also})
         else:
             show_sampled(result.report, saved)
-    elif isinstance(result, LogitResult | ProvableResult):
+    elif isinstance(result, LogitResult | ProvableResult | FitResult):
         if as_json:
             output.print_json({**logit_record(result.report, teacher, saved), **also})
+        elif isinstance(result, FitResult):
+            show_fitted(result.report, saved)
         elif isinstance(result, LogitResult):
             show_logits(result.report, saved)
         else:

@@ -3,25 +3,29 @@
 from typing import Any
 
 from myna.app import output
+from myna.logits.fitted import FitReport
 from myna.logits.provable import ProvableReport
 from myna.logits.report import LogitReport
 
 
 def logit_record(
-    report: LogitReport | ProvableReport, teacher: str, student: str | None
+    report: LogitReport | ProvableReport | FitReport, teacher: str, student: str | None
 ) -> dict[str, Any]:
-    """The JSON of the command: the report, with the logit rank of each cut."""
+    """The JSON of the command: the report, with the logit rank of each cut where there is one."""
     record = output.plain(report)
     queries = record.pop("accounts")
+    learner = "fitted" if isinstance(report, FitReport) else "provable"
     if isinstance(report, LogitReport):
+        learner = "exact-rank"
         record["next_token_ranks"] = [cut.next_token_rank for cut in report.cuts]
+    if not isinstance(report, FitReport):
+        record["logit_ranks"] = list(report.ranks)
     return {
         "teacher": teacher,
         "student": student,
         "space": "logits",
-        "learner": "exact-rank" if isinstance(report, LogitReport) else "provable",
+        "learner": learner,
         **record,
-        "logit_ranks": list(report.ranks),
         "queries": queries,
         "tokens": {
             name: account.tokens_sent + account.tokens_received
@@ -65,13 +69,31 @@ def show_provable(report: ProvableReport, student: str | None) -> None:
     _show_end(report, student)
 
 
+def show_fitted(report: FitReport, student: str | None) -> None:
+    """How near the copy is on strings it was not fitted to, and the cost."""
+    output.out.print(
+        f"[bold]fitted[/bold]: {report.reason}\n"
+        "structure   one network for all cuts, in log-probability space\n"
+        f"fit         {len(report.fitted_kl)} passes over {report.laws:,} laws: "
+        f"{report.start_kl:.3f} nats a token at the start, {report.held_out_kl:.4f} at the end, "
+        f"both on {report.held_out_laws:,} held-out laws\n"
+        f"operators   largest singular value {report.largest_norm:.3f}"
+    )
+    _show_cost(report, student)
+
+
+def _show_cost(report: LogitReport | ProvableReport | FitReport, student: str | None) -> None:
+    """What was spent, where the copy is."""
+    output.show_accounts(report.accounts)
+    output.out.print(f"time        {report.seconds:.1f} s")
+    if student:
+        output.out.print(f"saved       {student}")
+
+
 def _show_end(report: LogitReport | ProvableReport, student: str | None) -> None:
     """Evidence of a refusal, what was spent, where the copy is."""
     out = output.out
     if report.refusal:
         values = ", ".join(f"{v:.3g}" for v in report.refusal.singular_values[:8])
         out.print(f"evidence    singular values of the rows, nats: {values}, ...")
-    output.show_accounts(report.accounts)
-    out.print(f"time        {report.seconds:.1f} s")
-    if student:
-        out.print(f"saved       {student}")
+    _show_cost(report, student)
