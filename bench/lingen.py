@@ -39,6 +39,7 @@ from myna.teachers.uri import open_teacher
 LENGTH, FUTURE, TOKENS = 24, 8, 15
 SIZES = (100, 300, 600, 1200, 2000)
 TUNING, REPORTED = 30, 50
+TOGETHER = 8  # futures whose block is held at once
 KEPT = (10, 25, 50, 100, 200)  # columns of a place that are tried, and all of them
 
 
@@ -94,12 +95,13 @@ def grams_of(matrix: LogitMatrix, futures: range) -> dict[int, RowGram]:
     kept = [k for k in KEPT if k < width] + [width]
     rows = len(matrix.histories.lengths)
     total = {k: RowGram(torch.zeros((rows, rows), dtype=torch.float64), 0) for k in kept}
-    for future in futures:
-        logits = matrix.block(range(rows), range(future, future + 1)).logits
+    for first in range(futures.start, futures.stop, TOGETHER):
+        part = range(first, min(first + TOGETHER, futures.stop))
+        logits = matrix.block(range(rows), part).logits
         places = logits.unflatten(1, (-1, width))
         for k in kept:
-            part = places[:, :, :k].flatten(1)
-            total[k] += RowGram(part @ part.mT, part.shape[1])
+            columns = places[:, :, :k].flatten(1)
+            total[k] += RowGram(columns @ columns.mT, columns.shape[1])
     return total
 
 

@@ -162,16 +162,32 @@ def test_a_student_of_another_language(folder):
 
 def test_interrupting_leaves_nothing(tmp_path):
     """Ctrl-C while learning: no traceback, status 130, no file."""
-    command = [sys.executable, "-c", "from myna.app.cli import main; main()"]
+    out, begun = tmp_path / "out", tmp_path / "begun"
+    out.mkdir()
+    code = (
+        "import os, pathlib\n"
+        "from myna.app import cli, learn_command\n"
+        "real = learn_command.learn_exact\n"
+        "def learn(*given):\n"
+        "    pathlib.Path(os.environ['BEGUN']).touch()\n"
+        "    return real(*given)\n"
+        "learn_command.learn_exact = learn\n"
+        "cli.main()\n"
+    )
     with subprocess.Popen(
-        [*command, "learn", "zoo:parity?bits=1000", "-o", str(tmp_path / "s")],
+        [sys.executable, "-c", code, "learn", "zoo:parity?bits=1000", "-o", str(out / "s")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=os.environ | {"BEGUN": str(begun)},
         # what a shell starts in the background is born deaf to Ctrl-C
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as process:
-        time.sleep(6)
+        for _ in range(1200):
+            if begun.exists() or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        time.sleep(0.5)
         os.kill(process.pid, signal.SIGINT)
         try:
             _, errors = process.communicate(timeout=60)
@@ -179,7 +195,7 @@ def test_interrupting_leaves_nothing(tmp_path):
             process.kill()
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert list(tmp_path.iterdir()) == []
+    assert begun.exists() and list(out.iterdir()) == []
 
 
 def test_demo_draws_its_picture(tmp_path):

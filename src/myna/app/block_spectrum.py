@@ -9,6 +9,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn
 
 from myna.app import output
+from myna.app.history_map import history_map, map_chart
 from myna.app.models import generator_of
 from myna.app.picture import write_picture
 from myna.errors import InputError
@@ -24,6 +25,7 @@ from myna.teachers.oracle import Laws, Samples
 from myna.teachers.prefixes import Prefixes
 from myna.teachers.transformer import TransformerTeacher
 
+_ALIKE = 3  # histories shown with their nearest
 _DIM = 16  # of the control of exact low rank
 _TOKENS = 32
 
@@ -69,6 +71,9 @@ def block_spectrum(source: Laws, request: Request, model: Samples) -> dict[str, 
         "laws_shared": len(histories.lengths) * (places - distinct),
         "spectra": {name: _plain(one) for name, one in found.items()},
     }
+    embedding = found["real"].embedding
+    record["map"] = history_map(source.spec, histories, embedding)
+    record["map_energy"] = None if embedding is None else embedding.share
     if "nonsense" in found and request.places != "none":
         record["angles"] = output.plain(angles(found["real"], found["nonsense"]))
     return record
@@ -122,8 +127,9 @@ def _studied(
 
 
 def _plain(found: Study) -> dict[str, Any]:
-    """All but the singular vectors."""
-    names = [field.name for field in dataclasses.fields(found) if field.name != "left"]
+    """All but the vectors of histories."""
+    vectors = ("left", "embedding")
+    names = [field.name for field in dataclasses.fields(found) if field.name not in vectors]
     return {name: output.plain(getattr(found, name)) for name in names}
 
 
@@ -149,6 +155,9 @@ def show(record: dict[str, Any], out: Path | None) -> None:
             f"cosines of .9 or more, mean squared cosine {angle['mean_square']:.3f} "
             f"({angle['by_chance']:.3f} by chance)"
         )
+    for point in record["map"][:_ALIKE]:
+        other = record["map"][point["nearest"][0]]
+        output.out.print(f"alike  {point['text']!r} and {other['text']!r}", markup=False)
     if out is not None:
         output.out.print(f"page  {out / 'spectrum.html'}", markup=False)
 
@@ -210,7 +219,8 @@ def page(record: dict[str, Any]) -> alt.VConcatChart:
     lower = _lower(record, colour, seen)
     if lower:
         panels.append(alt.hconcat(*lower).resolve_scale(strokeDash="independent"))
-    return alt.vconcat(*panels, title=title)
+    maps = [map_chart(record["map"])] if record["map"] else []
+    return alt.vconcat(*panels, *maps, title=title)
 
 
 def _lower(record: dict[str, Any], colour: alt.Color, seen: Any) -> list[alt.Chart]:

@@ -22,12 +22,14 @@ from torch import Tensor
 
 from myna.errors import InputError
 from myna.logits.blocks import Blocks
+from myna.logits.embedding import Embedding, embed
 from myna.logits.singular import double_centred_gram, of_gram, principal_cosines
 
 RANKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # where D_avg and angles are taken
 _FIRST = 5  # rank where the fit of an exponent begins; before it stand the means
 _GROUPS = 10  # of the jackknife
 _HELD = 2**28  # bytes of logits kept to measure D_avg on
+_DIMENSION = 50  # of embeddings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +113,7 @@ class Study:
     sizes: of log-probabilities and centred logits
     truncations: of the centred logits
     left: (history, rank) left singular vectors of the centred logits, for `angles`
+    embedding: of the histories by their centred logits, None without
     """
 
     histories: int
@@ -120,6 +123,7 @@ class Study:
     sizes: tuple[Size, ...]
     truncations: tuple[Truncation, ...]
     left: Float[Tensor, "history rank"]
+    embedding: Embedding | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,8 +213,9 @@ def study(blocks: Blocks, *, double_centre: bool = False) -> Study:
     ]
     sizes = _sizes_of_matrix("log-probabilities", found.whole, double_centre)
     truncations: list[Truncation] = []
-    left = torch.zeros((count, 0), dtype=torch.float64)
+    left, embedding = torch.zeros((count, 0), dtype=torch.float64), None
     if found.columns:
+        embedding = embed(found.gram, min(_DIMENSION, count))
         plain = of_gram(found.gram)
         left = plain.left
         part = (found.gram, found.sums, found.columns)
@@ -218,8 +223,8 @@ def study(blocks: Blocks, *, double_centre: bool = False) -> Study:
         sizes += _sizes_of_gram(found, double_centre)
         truncations = _truncations(found, left)
     return Study(
-        count, futures, double_centre, tuple(spectra), tuple(sizes), tuple(truncations), left
-    )
+        count, futures, double_centre, tuple(spectra), tuple(sizes), tuple(truncations), left, embedding
+    )  # fmt: skip
 
 
 def ratios_of(whole: Float[Tensor, "history future"]) -> Float[Tensor, "history future"]:
