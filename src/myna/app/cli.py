@@ -17,6 +17,7 @@ import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from myna.app import ledger_command, output
+from myna.app.automaton_command import automaton_command
 from myna.app.budget import Budgets, budget_of, open_within, read_budget
 from myna.app.copytest_command import copytest_command
 from myna.app.learn_command import learn, learned, save_result
@@ -70,6 +71,7 @@ app.command("probe")(probe_command)
 app.command("spectrum")(spectrum_command)
 app.command("copytest")(copytest_command)
 app.command("lingen")(lingen_command)
+app.command("automaton")(automaton_command)
 app.add_typer(ledger_command.app, name="ledger")
 
 

@@ -57,12 +57,21 @@ class AffineNetwork(torch.nn.Module):
         self._left = torch.nn.functional.normalize(torch.ones_like(self.offsets.detach()), dim=1)
         self._bounded(_WHOLE)
 
-    def laws(self, tokens: Int[Tensor, "string time"]) -> Float[Tensor, "time string token"]:
-        """Log-laws (nats) before each token; those after a string's end mean nothing."""
-        x = torch.nn.functional.pad(self.first, (1, 0), value=1.0).expand(len(tokens), -1)
-        columns = tokens.T[:-1].clamp(min=0).contiguous()
-        states = switched_states(x.contiguous(), self._operators(1), columns)
-        return (states[:, :, 1:] @ self.read + self.bias).log_softmax(2)
+    def initial(self, batch: int) -> Float[Tensor, "string rank"]:
+        """The state before any token, x = (1, y)."""
+        x = torch.nn.functional.pad(self.first, (1, 0), value=1.0)
+        return x.expand(batch, -1).contiguous()
+
+    def laws(
+        self, x: Float[Tensor, "string rank"], tokens: Int[Tensor, "string time"]
+    ) -> tuple[Float[Tensor, "time string token"], Float[Tensor, "string rank"]]:
+        """Log-laws (nats) before each token read from x, and x after the last.
+
+        What stands after a string's end means nothing.
+        """
+        columns = tokens.T.clamp(min=0).contiguous()
+        states = switched_states(x, self._operators(1), columns)
+        return (states[:-1, :, 1:] @ self.read + self.bias).log_softmax(2), states[-1]
 
     def largest_norm(self) -> float:
         """The largest singular value of all W_o."""

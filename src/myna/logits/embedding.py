@@ -1,13 +1,15 @@
 """History embeddings: what makes two prompts alike, read off the extended logit matrix.
 
-    L - 1 m' = U S V',        e(h) = (U S)_h, its first coordinates,
+    L - 1 m' = U S V',        e(h) = (U S^p)_h, its first coordinates,
 
-L[h, .] the centred logits after h and each prefix of the futures, m the mean row. Inner products
-of embeddings are those of the rows themselves, up to what the dropped directions hold: two
-histories are near where the teacher would say the same after both, whatever they look like.
+L[h, .] the centred logits after h and each prefix of the futures, m the mean row. With p = 1
+inner products of embeddings are those of the rows themselves, up to what the dropped directions
+hold: two histories are near where the teacher would say the same after both, whatever they look
+like. What is said next is most of that; p = 0 lets weaker directions speak as loud, such as what
+a text is about.
 
-Source: Golowich, Liu, Shetty (arXiv 2510.24966, section 4); taking out the mean row and comparing
-by cosine are ours.
+Source: Golowich, Liu, Shetty (arXiv 2510.24966, section 4); taking out the mean row, p, and
+comparing by cosine are ours.
 """
 
 from typing import NamedTuple
@@ -22,7 +24,7 @@ from myna.errors import InputError
 class Embedding(NamedTuple):
     """Coordinates of histories.
 
-    coordinates: (history, dimension) U S, the largest direction first; nats
+    coordinates: (history, dimension) U S^p, the largest direction first; nats where p = 1
     share: of the energy of L - 1 m' that they hold
     """
 
@@ -30,8 +32,10 @@ class Embedding(NamedTuple):
     share: float
 
 
-def embed(products: Float[Tensor, "history history"], dimension: int) -> Embedding:
-    """From the inner products of rows, L L'.
+def embed(
+    products: Float[Tensor, "history history"], dimension: int, power: float = 1.0
+) -> Embedding:
+    """From the inner products of rows, L L'; `power` is p.
 
     Raises:
         InputError: a dimension that so many histories cannot have.
@@ -44,7 +48,7 @@ def embed(products: Float[Tensor, "history history"], dimension: int) -> Embeddi
     rows = products - products.mean(0, keepdim=True)
     values, vectors = torch.linalg.eigh(rows - rows.mean(1, keepdim=True))
     values = values.clamp(min=0).flip(0)
-    kept = values[:dimension].sqrt()
+    kept = values[:dimension].sqrt() ** power
     total = float(values.sum())
     share = float(values[:dimension].sum()) / total if total > 0 else 1.0
     return Embedding(vectors.flip(1)[:, :dimension] * kept, share)

@@ -55,6 +55,7 @@ class FitSettings:
     max_tokens: strings are cut here
     epochs: passes over the fitted laws
     batch: strings a step
+    segment: tokens of them a step: gradients run back so far, states go on to the next step
     learning_rate: at its peak; it falls to nothing along a cosine
     decay: on what a token's matrix adds to the shared one
     """
@@ -63,7 +64,8 @@ class FitSettings:
     laws: int = 2_000_000
     max_tokens: int = 128
     epochs: int = 12
-    batch: int = 128
+    batch: int = 256
+    segment: int = 32
     learning_rate: float = 2e-3
     decay: float = 0.01
     start: Start = Start.SPECTRAL
@@ -72,7 +74,7 @@ class FitSettings:
         """Refuse settings with which nothing can be fitted."""
         if self.dimension < 2:
             raise InputError(f"a fitted network needs dimension 2 or more, got {self.dimension}")
-        for name in ("epochs", "batch", "max_tokens"):
+        for name in ("epochs", "batch", "segment", "max_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.laws < 1000:
@@ -194,21 +196,25 @@ def _length(spec: Spec, settings: FitSettings) -> int:
 
 def divergences(network: AffineNetwork, data: TextLaws) -> Float[Tensor, " string"]:
     """Mean KL(P || Q) a token of each string, nats."""
+    found = []
     with torch.no_grad():
-        found = [
-            _kl(network, data, rows).sum(1) for rows in torch.arange(len(data.tokens)).split(256)
-        ]
+        for rows in torch.arange(len(data.tokens)).split(256):
+            each, _ = _kl(network, network.initial(len(rows)), data, rows, slice(None))
+            found.append(each.sum(1))
     lengths = (data.tokens >= 0).sum(1)
     return torch.cat(found).double() / lengths
 
 
 def _kl(
-    network: AffineNetwork, data: TextLaws, rows: Int[Tensor, " row"]
-) -> Float[Tensor, "row time"]:
-    """KL(P || Q) at each place of some strings, nats; 0 after their end."""
-    laws = network.laws(data.tokens[rows])
-    crossed = (data.laws[rows].transpose(0, 1) * laws).sum(2).T
-    return -crossed - data.entropy[rows]
+    network: AffineNetwork, x: Tensor, data: TextLaws, rows: Int[Tensor, " row"], part: slice
+) -> tuple[Float[Tensor, "row time"], Float[Tensor, "row rank"]]:
+    """KL(P || Q) at some places of some strings read from x, nats; and x after them.
+
+    0 after the end of a string.
+    """
+    laws, after = network.laws(x, data.tokens[rows, part])
+    crossed = (data.laws[rows, part].transpose(0, 1) * laws).sum(2).T
+    return -crossed - data.entropy[rows, part], after
 
 
 def _fit(
@@ -226,23 +232,28 @@ def _fit(
         {"params": others, "weight_decay": 0.0},
     ]
     descent = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=_BETAS)
-    per_epoch = math.ceil(len(data.tokens) / settings.batch)
+    length = data.tokens.shape[1]
+    parts = [slice(i, i + settings.segment) for i in range(0, length, settings.segment)]
+    per_epoch = math.ceil(len(data.tokens) / settings.batch) * len(parts)
     steps = per_epoch * settings.epochs
     rate = torch.optim.lr_scheduler.LambdaLR(descent, lambda step: _rate(step / steps))
     epochs, mean = [], math.nan
     for epoch in range(settings.epochs):
-        total, laws = 0.0, 0
-        order = torch.randperm(len(data.tokens), generator=generator)
-        for i, rows in enumerate(order.split(settings.batch)):
-            tell((epoch * per_epoch + i) / steps, mean)
-            each, count = _kl(network, data, rows).sum(), int((data.tokens[rows] >= 0).sum())
-            descent.zero_grad()
-            (each / count).backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
-            descent.step()
-            rate.step()
-            total, laws = total + float(each.detach()), laws + count
-        mean = total / laws
+        total = 0.0
+        order = torch.randperm(len(data.tokens), generator=generator).split(settings.batch)
+        for i, rows in enumerate(order):
+            x = network.initial(len(rows))
+            for j, part in enumerate(parts):
+                tell((epoch * per_epoch + i * len(parts) + j) / steps, mean)
+                each, after = _kl(network, x, data, rows, part)
+                descent.zero_grad()
+                (each.sum() / max(1, int((data.tokens[rows, part] >= 0).sum()))).backward()
+                torch.nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
+                descent.step()
+                rate.step()
+                x = after.detach()
+                total += float(each.detach().sum())
+        mean = total / data.total
         epochs.append(mean)
     return epochs
 

@@ -1,0 +1,70 @@
+"""`myna automaton`: the deterministic machine in a saved copy, without asking anything."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from myna import __version__
+from myna.app import output
+from myna.app.models import open_saved
+from myna.app.options import Json
+from myna.errors import InputError
+from myna.lowrank.machine import read_machine
+from myna.lowrank.model import LowRankModel
+from myna.teachers.copies import save_copy
+
+
+def automaton_command(
+    student: Annotated[str, typer.Argument(metavar="STUDENT", help="A saved copy.")],
+    dot: Annotated[Path | None, typer.Option(help="Write the machine as a Graphviz file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Save the machine as a copy, a state a row.")
+    ] = None,
+    max_states: Annotated[
+        int, typer.Option(min=1, help="Give up above so many distinct rows.")
+    ] = 1000,
+    overwrite: Annotated[bool, typer.Option(help="Replace a saved copy.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read the automaton off a copy: its distinct reachable rows are the states."""
+    saved = open_saved(student)
+    copy = saved.model
+    if not isinstance(copy, LowRankModel):
+        raise InputError(
+            f"{student} is no plain copy in probability space, and rows of one are the states; "
+            "learn without --space logits and --projection"
+        )
+    machine = read_machine(copy, max_states)
+    if out is not None:
+        about = {"teacher": student, "myna": __version__, "machine": {"states": machine.num_states}}
+        save_copy(out, machine.model(), about, overwrite=overwrite)
+    if dot is not None:
+        try:
+            dot.write_text(machine.dot(), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"the graph cannot be written to {dot}: {error.strerror}") from error
+    edges = int((machine.moves >= 0).sum())
+    names = machine.spec.alphabet
+    longest = max(machine.histories, key=len)
+    record = {
+        "student": student,
+        "states": machine.num_states,
+        "edges": edges,
+        "rank": machine.rank,
+        "deepest": [names[token] for token in longest],
+        "dot": None if dot is None else str(dot),
+        "saved": None if out is None else str(out),
+    }
+    if as_json:
+        output.print_json(record)
+        return
+    output.out.print(
+        f"states   {machine.num_states:,}, distinct rows of a copy of rank {machine.rank}\n"
+        f"edges    {edges:,}\n"
+        f"deepest  {' '.join(record['deepest']) or '(empty)'}, the longest of the shortest histories",
+        markup=False,
+    )
+    for name in ("dot", "saved"):
+        if record[name]:
+            output.out.print(f"{name:<8} {record[name]}", markup=False)

@@ -1,0 +1,201 @@
+"""The automaton in a student: distinct reachable rows as states.
+
+Where a student has finitely many reachable coefficient vectors, they are the states of a
+deterministic machine
+
+    state(x) = c(x),      Q(o | x) = law(state),      state(x o) = move(state, o),
+
+which is what Angluin's L* would find: her rows are our rows on a spanner of futures, and distinct
+states are distinct rows. Their number can exceed the rank without bound (k registers: 2^k + 2 rows
+in k + 3 dimensions), so states are not asked for: they are read off the learned copy by following
+every token from the empty history, at no query. Hidden Markov models with overlapping emissions
+reach infinitely many beliefs and have no such machine.
+
+Sources: Angluin (1987), "Learning regular sets from queries and counterexamples"; minimal machines
+by partition refinement after Moore (1956).
+"""
+
+import dataclasses
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from myna.errors import InputError
+from myna.lowrank.model import LowRankModel
+from myna.lowrank.step import Step
+from myna.lowrank.student import State
+from myna.spec import Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """A deterministic machine with a law in each state, state 0 first.
+
+    spec: the language
+    laws: (state, token) probabilities
+    moves: (state, token) the next state; -1 where the token cannot come or ends the string
+    histories: a shortest history that leads to each state
+    rank: the largest rank of the student it was read from
+    """
+
+    spec: Spec
+    laws: Float[Tensor, "state token"]
+    moves: Int[Tensor, "state token"]
+    histories: tuple[tuple[int, ...], ...]
+    rank: int
+
+    @property
+    def num_states(self) -> int:
+        """Distinct rows."""
+        return len(self.laws)
+
+    def model(self) -> LowRankModel:
+        """The same machine as a Student, one coordinate a state."""
+        size = self.num_states
+        change = torch.zeros((size, self.spec.num_tokens, size), dtype=torch.float64)
+        state, token = (self.moves >= 0).nonzero(as_tuple=True)
+        change[state, token, self.moves[state, token]] = 1.0
+        first = torch.zeros(size, dtype=torch.float64)
+        first[0] = 1.0
+        return LowRankModel.of(self.spec, first, (Step(self.laws, change, self.histories),))
+
+    def dot(self) -> str:
+        """Graphviz: a node a state, an edge a token, with probabilities."""
+        lines = ["digraph machine {", "  rankdir=LR;", "  start [shape=point];", "  start -> 0;"]
+        for i, history in enumerate(self.histories):
+            name = " ".join(self.spec.alphabet[t] for t in history) or "(empty)"
+            lines.append(f"  {i} [label={_quoted(f'{i}: {name}')}];")
+        for i, (laws, moves) in enumerate(
+            zip(self.laws.tolist(), self.moves.tolist(), strict=True)
+        ):
+            for token, (p, j) in enumerate(zip(laws, moves, strict=True)):
+                if j >= 0:
+                    said = _quoted(f"{self.spec.alphabet[token]} {p:.3g}")
+                    lines.append(f"  {i} -> {j} [label={said}];")
+        return "\n".join([*lines, "}"]) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+
+
+def read_machine(model: LowRankModel, max_states: int = 1000, tolerance: float = 1e-6) -> Machine:
+    """Follow every token from the empty history until no new row appears.
+
+    tolerance: rows (coefficients) this near, in each entry, are one; tokens less likely than
+        this do not lead anywhere
+
+    Raises:
+        InputError: more than `max_states` rows.
+    """
+    found, moves = _reach(model, max_states, tolerance)
+    laws = torch.cat(found.laws)
+    block = _refine(laws, moves, tolerance)
+    # number the blocks by their first state, so that state 0 and shortest histories stay
+    count = int(block.max()) + 1
+    first = torch.full((count,), len(block)).scatter_reduce(
+        0, block, torch.arange(len(block)), "amin"
+    )
+    order = first.argsort()
+    renamed = order.argsort()[block]
+    kept = first[order]
+    target = torch.where(moves[kept] >= 0, renamed[moves[kept].clamp(min=0)], -1)
+    histories = tuple(found.histories[i] for i in kept.tolist())
+    return Machine(model.spec, laws[kept], target, histories, max(model.ranks))
+
+
+@dataclasses.dataclass
+class _Found:
+    """Rows so far, in the order they were met.
+
+    vectors: coefficients at each stored step's basis
+    numbers: of those rows, a tensor a step
+    """
+
+    vectors: list[Tensor]
+    numbers: list[Tensor]
+    laws: list[Tensor] = dataclasses.field(default_factory=list)
+    histories: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
+
+
+def _reach(
+    model: LowRankModel, max_states: int, tolerance: float
+) -> tuple[_Found, Int[Tensor, "state token"]]:
+    """Breadth first, a position at a time; with a horizon every position has its own rows."""
+    spec, horizon = model.spec, model.spec.horizon
+    apart = horizon is not None
+    found = _Found([model.first[None].cpu()], [torch.zeros(1, dtype=torch.int64)])
+    found.histories.append(())
+    edges: list[tuple[int, int, int]] = []
+    frontier, numbers, position = model.first[None], torch.zeros(1, dtype=torch.int64), 0
+    while len(frontier):
+        law = model.law(State(frontier, position)).exp()
+        found.laws.append(law.cpu())
+        ended = horizon is not None and position + 1 >= horizon
+        row, token = (law > tolerance).nonzero(as_tuple=True)
+        going = torch.zeros_like(row, dtype=torch.bool) if ended else token != (
+            -1 if spec.stop is None else spec.stop
+        )  # fmt: skip
+        row, token = row[going], token[going]
+        if not len(row):
+            break
+        moved = model.step(State(frontier[row], position), token)[0].vector
+        position += 1
+        if apart:
+            found.vectors, found.numbers = [], []
+        frontier, numbers, names = _new_rows(found, moved, numbers, row, token, tolerance)
+        edges += names
+        if len(found.histories) > max_states:
+            raise InputError(
+                f"the copy reaches more than {max_states:,} distinct rows (rank "
+                f"{max(model.ranks)}); raise the limit, or it may have no finite machine, as "
+                "hidden Markov models with overlapping emissions have none"
+            )
+    moves = torch.full((len(found.histories), spec.num_tokens), -1, dtype=torch.int64)
+    if edges:
+        source, token, target = torch.tensor(edges).T
+        moves[source, token] = target
+    return found, moves
+
+
+def _new_rows(
+    found: _Found, moved: Tensor, numbers: Tensor, row: Tensor, token: Tensor, tolerance: float
+) -> tuple[Tensor, Tensor, list[tuple[int, int, int]]]:
+    """Which rows were met before; the others, with their numbers, and all edges."""
+    fresh: list[Tensor] = []
+    edges = []
+    begin = len(found.histories)
+    known = torch.cat(found.vectors) if found.vectors else moved[:0]
+    names = torch.cat(found.numbers) if found.numbers else numbers[:0]
+    for vector, i, o in zip(moved, row.tolist(), token.tolist(), strict=True):
+        source = int(numbers[i])
+        near = (known - vector).abs().amax(1) <= tolerance if len(known) else known[:, 0]
+        if len(known) and bool(near.any()):
+            target = int(names[near.int().argmax()])
+        else:
+            target = begin + len(fresh)
+            fresh.append(vector)
+            found.histories.append((*found.histories[source], o))
+            known = torch.cat([known, vector[None]])
+            names = torch.cat([names, torch.tensor([target])])
+        edges.append((source, o, target))
+    met = torch.stack(fresh) if fresh else moved[:0]
+    own = torch.arange(begin, begin + len(fresh))
+    found.vectors.append(met)
+    found.numbers.append(own)
+    return met, own, edges
+
+
+def _refine(
+    laws: Float[Tensor, "state token"], moves: Int[Tensor, "state token"], tolerance: float
+) -> Int[Tensor, " state"]:
+    """The coarsest partition whose blocks agree on laws and on where tokens lead."""
+    rounded = (laws / tolerance).round()
+    block = rounded.unique(dim=0, return_inverse=True)[1]
+    while True:
+        leads = torch.where(moves >= 0, block[moves.clamp(min=0)], -1)
+        finer = torch.cat([block[:, None], leads], 1).unique(dim=0, return_inverse=True)[1]
+        if int(finer.max()) == int(block.max()):
+            return block
+        block = finer
