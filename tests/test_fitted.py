@@ -100,14 +100,11 @@ def test_a_spectral_start_is_near_a_network_of_its_width():
 @pytest.mark.parametrize("start", list(Start))
 def test_fitting_finds_a_network(start):
     settings = FitSettings(
-        dimension=5, laws=20_000, max_tokens=20, epochs=25, batch=32, start=start,
-        learning_rate=0.01,
+        dimension=5, laws=16_000, max_tokens=20, epochs=20, batch=64, segment=10, start=start,
+        learning_rate=0.02,
     )  # fmt: skip
     teacher = affine_teacher()
-    one, two = (
-        fit_network(Ledger(teacher), settings, torch.Generator().manual_seed(3)) for _ in range(2)
-    )
-    assert one.student.spec.fingerprint == two.student.spec.fingerprint
+    one = fit_network(Ledger(teacher), settings, torch.Generator().manual_seed(3))
     report = one.report
     assert report.held_out_kl < 0.01 < report.start_kl
     assert report.held_out_kl + 3 * report.half_width > report.fitted_kl[-1] / 2
@@ -119,6 +116,16 @@ def test_fitting_finds_a_network(start):
         total += float((fresh.laws[:, t] * -student.law(state)).sum() - fresh.entropy[:, t].sum())
         state, _ = student.step(state, fresh.tokens[:, t])
     assert abs(total / fresh.total - report.held_out_kl) < 4 * report.half_width
+
+
+def test_the_seed_decides_all():
+    settings = FitSettings(dimension=4, laws=1500, max_tokens=20, epochs=1, batch=8)
+    marks = [
+        fit_network(Ledger(affine_teacher()), settings, torch.Generator().manual_seed(seed))
+        for seed in (3, 3, 4)
+    ]
+    first, again, other = (found.student.spec.fingerprint for found in marks)
+    assert first == again != other
 
 
 def test_what_does_not_fit_is_refused():
