@@ -95,7 +95,7 @@ def learn(
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Fitted: passes over the laws (12).")
+        int | None, typer.Option(min=1, help="Fitted: passes over the laws (20).")
     ] = None,
     start: Annotated[
         Start | None, typer.Option(help="Fitted: where fitting begins (spectral).")

@@ -63,10 +63,10 @@ class FitSettings:
     dimension: int = 128
     laws: int = 2_000_000
     max_tokens: int = 128
-    epochs: int = 12
+    epochs: int = 20
     batch: int = 256
     segment: int = 32
-    learning_rate: float = 2e-3
+    learning_rate: float = 8e-3
     decay: float = 0.01
     start: Start = Start.SPECTRAL
 
