@@ -239,7 +239,7 @@ def picture(kept: dict, mark: str) -> None:
                  "low": max(low, 1e-3), "high": high}
             )  # fmt: skip
     base = alt.Chart(alt.Data(values=rows), width=520, height=320).encode(
-        x=alt.X("histories:Q", scale=alt.Scale(type="log")),
+        x=alt.X("histories:Q", scale=alt.Scale(type="log", nice=False)),
         color=alt.Color("method:N", scale=alt.Scale(scheme="tableau10"), sort=None),
     )
     y = alt.Y("kl:Q", scale=alt.Scale(type="log"), title="KL over 15 tokens, nats (mean, 95%)")
