@@ -64,7 +64,7 @@ class FitSettings:
     laws: int = 2_000_000
     max_tokens: int = 128
     epochs: int = 20
-    batch: int = 256
+    batch: int = 128
     segment: int = 32
     learning_rate: float = 8e-3
     decay: float = 0.01
