@@ -37,7 +37,17 @@ def test_futures_are_the_likeliest_by_enumeration():
         assert [f.tokens for f in one.futures] == [words[i] for i in best.indices.tolist()]
         for future, p in zip(one.futures, best.values.tolist(), strict=True):
             assert abs(future.probability - p) < 1e-6
-        assert one.nearest is not None and one.nearest[1] > 0
+    assert reading.words == 3
+    laws = []
+    for one in reading.basis:
+        before = teacher.score(strings([list(one.history)]))
+        whole = teacher.score(strings([[*one.history, *word] for word in words]))
+        laws.append((whole - before).exp())
+    for i, one in enumerate(reading.basis):
+        apart = [float((laws[i] - law).abs().sum() / 2) for law in laws]
+        apart[i] = 2.0
+        assert one.nearest is not None and one.nearest[0] == apart.index(min(apart))
+        assert abs(one.nearest[1] - min(apart)) < 1e-6
     moved = reading.moves[0]
     torch.testing.assert_close(moved.change, copy.steps[2].change[:, moved.token])
 
@@ -47,6 +57,7 @@ def test_futures_stop_at_the_end():
     reading = read_cut(copy, 0, depth=3, count=5)
     stop = copy.spec.stop
     for one in reading.basis:
+        assert one.nearest is not None and one.nearest[1] > 1e-6  # a basis tells all apart
         for future in one.futures:
             assert stop not in future.tokens[:-1]
             assert len(future.tokens) == 3 or future.tokens[-1] == stop

@@ -102,13 +102,14 @@ def _page(student: str, copy: LowRankModel, found: list[CutReading], about: dict
 def _basis(copy: LowRankModel, reading: CutReading) -> str:
     rows = []
     for i, one in enumerate(reading.basis[:_MOST]):
-        law = ", ".join(f"{copy.spec.alphabet[o]} {p:.3g}" for o, p in one.law)
+        law = ", ".join(f"{copy.spec.alphabet[o]} ({p:.3g})" for o, p in one.law)
         futures = "; ".join(f"{_texts(copy, f.tokens)} ({f.probability:.2g})" for f in one.futures)
-        near = "" if one.nearest is None else f"{one.nearest[0]} (TV {one.nearest[1]:.3g})"
-        rows.append((str(i), _texts(copy, one.history), law, futures, near))
+        other = "" if one.nearest is None else f"{one.nearest[0]} (TV {one.nearest[1]:.3g})"
+        rows.append((str(i), _texts(copy, one.history), law, futures, other))
     left = len(reading.basis) - len(rows)
     note = f"<p>{left} more are not shown.</p>" if left > 0 else ""
-    return _table(("", "history", "next token", "likely futures", "nearest law"), rows) + note
+    near = f"nearest over {reading.words} tokens"
+    return _table(("", "history", "next token", "likely futures", near), rows) + note
 
 
 def _moves(copy: LowRankModel, reading: CutReading) -> list[str]:

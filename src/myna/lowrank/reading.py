@@ -1,12 +1,14 @@
 """What a copy consists of, cut by cut, in a form that people can read.
 
 At cut t the copy knows a few basis histories h_i. For each: its next-token law L[i, .], its most
-likely futures under the copy itself, and the total variation between its law and the others'.
+likely futures under the copy itself, and the basis history whose law of the next few tokens is
+nearest in total variation.
 For each token o: G[i, o, .], the coefficients of h_i o over the next basis, which is what reading o
 does to a coefficient vector, up to Bayes' factor L[i, o] / q_o.
 """
 
 import dataclasses
+import math
 
 import torch
 from jaxtyping import Float
@@ -15,6 +17,8 @@ from torch import Tensor
 from myna.errors import InputError
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.student import State
+
+_WORDS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +36,8 @@ class BasisReading:
     history: its tokens
     law: next tokens and their probabilities, most likely first
     futures: the likeliest continuations found by a beam, most likely first
-    nearest: the basis history whose next-token law is nearest, and their total variation; None
-        where it is the only one
+    nearest: the basis history whose law over the next few tokens (`CutReading.words`) is nearest,
+        and their total variation; None where it is the only one
     """
 
     history: tuple[int, ...]
@@ -59,9 +63,11 @@ class CutReading:
     """One stored cut.
 
     cut: t, or None where one step serves all positions
+    words: tokens over which laws of basis histories are compared, at most 4,096 words
     """
 
     cut: int | None
+    words: int
     basis: tuple[BasisReading, ...]
     moves: tuple[MoveReading, ...]
 
@@ -85,7 +91,9 @@ def read_cut(
     step = model.steps[cut]
     position = cut
     laws = model.law(State(torch.eye(step.rank, dtype=step.laws.dtype), position)).exp()
-    apart = 0.5 * (laws[:, None] - laws[None]).abs().sum(2)
+    words = max(1, min(depth, int(math.log(_WORDS, max(2, model.spec.num_tokens)) + 1e-9)))
+    ahead = _word_laws(model, position, words)
+    apart = torch.cdist(ahead, ahead, p=1) / 2
     apart.fill_diagonal_(torch.inf)
     basis = []
     for i in range(step.rank):
@@ -102,7 +110,25 @@ def read_cut(
     ends = model.spec.horizon is not None and cut + 1 >= model.spec.horizon
     shown = [o for o in order if o != model.spec.stop and not ends]
     moves = tuple(MoveReading(o, step.change[:, o]) for o in shown)
-    return CutReading(cut if len(model.steps) > 1 else None, tuple(basis), moves)
+    return CutReading(cut if len(model.steps) > 1 else None, words, tuple(basis), moves)
+
+
+def _word_laws(model: LowRankModel, position: int, length: int) -> Float[Tensor, "rank word"]:
+    """P(w | h_i) of all words of `length` tokens, and of those that end before."""
+    spec, rank = model.spec, model.step_at(position).rank
+    going = torch.tensor([o for o in range(spec.num_tokens) if o != spec.stop])
+    state = State(torch.eye(rank, dtype=torch.float64), position)
+    mass, ended = torch.ones((rank, 1), dtype=torch.float64), []
+    for last in range(1, length + 1):
+        joint = mass[:, :, None] * model.law(state).exp().unflatten(0, (rank, -1))
+        if spec.stop is not None:
+            ended.append(joint[:, :, spec.stop])
+        mass = joint[:, :, going].flatten(1)
+        if last == length or state.position + 1 == spec.horizon:
+            break
+        rows = torch.arange(len(state.vector)).repeat_interleave(len(going))
+        state, _ = model.step(state.take(rows), going.repeat(len(state.vector)))
+    return torch.cat([mass, *ended], 1)
 
 
 def _futures(
