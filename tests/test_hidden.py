@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from catalogue import learned, signed_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from myna.app.cli import main
 from myna.errors import InputError
 from myna.learn.report import Structure
 from myna.lowrank.batch import alive_counts, score_columns
@@ -106,3 +108,28 @@ def test_students_of_another_kind_are_refused():
     varying = learned(open_teacher("zoo:parity?bits=3")).student
     with pytest.raises(InputError, match="stationary student without a stop token"):
         hidden_form(varying, torch.Generator().manual_seed(0))
+
+
+def test_the_command_writes_tables_that_read_back(monkeypatch, capsys, tmp_path):
+    """The truth up to the order of its states, and the same scores as the copy's."""
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["myna", *map(str, words)])
+        with pytest.raises(SystemExit) as done:
+            main()
+        return done.value.code, capsys.readouterr()
+
+    uri, copy, tables = "zoo:hmm?states=3&symbols=5&horizon=10", tmp_path / "c", tmp_path / "t.npz"
+    assert run("learn", uri, "-o", copy, "--stationary")[0] == 0
+    code, said = run("hmm", copy, "-o", tables, "--json")
+    record = json.loads(said.out)
+    assert code == 0 and record["states"] == 3 and record["residual"] < 1e-8
+    teacher, again = open_teacher(uri), open_teacher(f"hmm:{tables}?horizon=10")
+    drawn = teacher.sample(100, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(again.score(drawn), teacher.score(drawn), atol=1e-8, rtol=1e-8)
+    code, said = run("hmm", copy)
+    assert code == 0 and "3 states" in said.out and "goes to" in said.out
+    other = tmp_path / "registers"
+    assert run("learn", "zoo:parity?bits=3", "-o", other)[0] == 0
+    code, said = run("hmm", other)
+    assert code == 2 and "stationary" in said.err

@@ -21,6 +21,7 @@ from myna.app.automaton_command import automaton_command
 from myna.app.budget import Budgets, budget_of, open_within, read_budget
 from myna.app.copytest_command import copytest_command
 from myna.app.explain_command import explain_command
+from myna.app.hmm_command import hmm_command
 from myna.app.learn_command import learn, learned, save_result
 from myna.app.lingen_command import lingen_command
 from myna.app.models import describe, generator_of, open_model, open_saved, read_strings
@@ -74,6 +75,7 @@ app.command("copytest")(copytest_command)
 app.command("lingen")(lingen_command)
 app.command("automaton")(automaton_command)
 app.command("explain")(explain_command)
+app.command("hmm")(hmm_command)
 app.add_typer(ledger_command.app, name="ledger")
 
 
