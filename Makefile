@@ -35,8 +35,13 @@ logits: $(READY)
 	@$(BIN)/python bench/hidden_width.py
 	@$(BIN)/python bench/copytest.py
 	@set -e; for part in speed spectra; do $(BIN)/python bench/spectrum.py $$part; done
-	@set -e; for name in stories260k charrnn-shakespeare charrnn-darwin bundled; do \
-		$(BIN)/python bench/lingen.py $$name --futures 60; done
+	@set -e; for name in stories260k "stories260k --openings" "stories260k --nonsense" charrnn-shakespeare \
+		charrnn-darwin bundled; do $(BIN)/python bench/lingen.py $$name; done
+	@$(BIN)/python bench/history_embeddings.py
+	@set -e; for part in ours ngrams lstm probabilities; do \
+		$(BIN)/python bench/text_students.py charrnn-shakespeare --part $$part; done
+	@$(BIN)/python bench/text_students.py charrnn-shakespeare --part ours --start random --picture
+	@$(BIN)/python bench/text_students.py stories260k --part ours --laws 300000 --seed 0
 
 # Three servers of language models, each in an environment of its own (about 4 GB, half an hour
 # or more: llama.cpp is compiled), then asked side by side. Not part of the tests.
