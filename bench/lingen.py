@@ -125,7 +125,7 @@ def measure(view, rows: Prefixes, n: int, sizes, grams, single, shown: range) ->
         row = drawn.tokens[0, 0].tolist()
         true = along(view, Prefixes.of([prompt]), row)[0]
         laws = along(view, histories, row)
-        logits = centred(laws.flatten(0, 1)).unflatten(0, laws.shape[:2])
+        logits = centred(laws)
         together = torch.zeros((n, len(fits)), dtype=torch.float64)
         for column, weights in enumerate(fits.values()):
             v, size = weights[at]

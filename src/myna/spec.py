@@ -57,6 +57,10 @@ class Spec:
         """Whether every sequence is finite by declaration (a horizon or a stop token)."""
         return self.horizon is not None or self.stop is not None
 
+    def named(self, tokens: Iterable[int]) -> str:
+        """A sequence by the names of its tokens."""
+        return " ".join(self.alphabet[token] for token in tokens) or "(empty)"
+
     def same_language(self, other: "Spec") -> bool:
         """Whether both are distributions over the same sequences."""
         return (self.alphabet, self.stop, self.horizon) == (

@@ -7,11 +7,9 @@ import typer
 
 from myna import __version__
 from myna.app import output
-from myna.app.models import open_saved
+from myna.app.models import open_saved, plain_copy, writing
 from myna.app.options import Json
-from myna.errors import InputError
 from myna.lowrank.machine import read_machine
-from myna.lowrank.model import LowRankModel
 from myna.teachers.copies import save_copy
 
 
@@ -28,31 +26,22 @@ def automaton_command(
     as_json: Json = False,
 ) -> None:
     """Read the automaton off a copy: its distinct reachable rows are the states."""
-    saved = open_saved(student)
-    copy = saved.model
-    if not isinstance(copy, LowRankModel):
-        raise InputError(
-            f"{student} is no plain copy in probability space, and rows of one are the states; "
-            "learn without --space logits and --projection"
-        )
+    copy = plain_copy(student, open_saved(student))
     machine = read_machine(copy, max_states)
     if out is not None:
         about = {"teacher": student, "myna": __version__, "machine": {"states": machine.num_states}}
         save_copy(out, machine.model(), about, overwrite=overwrite)
     if dot is not None:
-        try:
+        with writing("graph", dot):
             dot.write_text(machine.dot(), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"the graph cannot be written to {dot}: {error.strerror}") from error
     edges = int((machine.moves >= 0).sum())
-    names = machine.spec.alphabet
     longest = max(machine.histories, key=len)
     record = {
         "student": student,
         "states": machine.num_states,
         "edges": edges,
         "rank": machine.rank,
-        "deepest": [names[token] for token in longest],
+        "deepest": [machine.spec.alphabet[token] for token in longest],
         "dot": None if dot is None else str(dot),
         "saved": None if out is None else str(out),
     }
@@ -62,7 +51,7 @@ def automaton_command(
     output.out.print(
         f"states   {machine.num_states:,}, distinct rows of a copy of rank {machine.rank}\n"
         f"edges    {edges:,}\n"
-        f"deepest  {' '.join(record['deepest']) or '(empty)'}, the longest of the shortest histories",
+        f"deepest  {machine.spec.named(longest)}, the longest of the shortest histories",
         markup=False,
     )
     for name in ("dot", "saved"):

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from myna.app import output
-from myna.app.models import open_saved
+from myna.app.models import open_saved, plain_copy, writing
 from myna.app.options import Json
-from myna.errors import InputError
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.reading import CutReading, read_cut
 
@@ -21,7 +20,6 @@ table { border-collapse: collapse; margin: .6rem 0 1.4rem; }
 th, td { border-bottom: 1px solid #ddd; padding: .25rem .7rem; text-align: left;
   vertical-align: top; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; }
-code { background: #f3f3f3; padding: .1rem .3rem; border-radius: 3px; }
 h2 { margin-top: 2.2rem; }
 """
 
@@ -40,36 +38,25 @@ def explain_command(
 ) -> None:
     """Write a page: basis histories, their futures, and what each token does."""
     saved = open_saved(student)
-    copy = saved.model
-    if not isinstance(copy, LowRankModel):
-        raise InputError(
-            f"{student} is no plain copy in probability space, whose basis histories are shown; "
-            "learn without --space logits and --projection"
-        )
+    copy = plain_copy(student, saved)
     last = len(copy.steps) - 1
     cuts = sorted(set(cut)) if cut else sorted({0, last // 2, last})
     found = [read_cut(copy, t, depth, count) for t in cuts]
     record = {"student": student, "page": str(out), "ranks": list(copy.ranks), "cuts": cuts}
-    record["basis"] = [[_texts(copy, one.history) for one in reading.basis] for reading in found]
+    record["basis"] = [[copy.spec.named(one.history) for one in reading.basis] for reading in found]
     page = _page(student, copy, found, saved.about)
-    try:
+    with writing("page", out):
         out.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"the page cannot be written to {out}: {error.strerror}") from error
     if as_json:
         output.print_json(record)
         return
     output.out.print(f"page     {out}", markup=False)
     for t, reading in zip(cuts, found, strict=True):
-        names = ", ".join(_texts(copy, one.history) for one in reading.basis[:4])
+        names = ", ".join(copy.spec.named(one.history) for one in reading.basis[:4])
         more = " ..." if len(reading.basis) > 4 else ""
         output.out.print(
             f"cut {t:<5}{len(reading.basis)} basis histories: {names}{more}", markup=False
         )
-
-
-def _texts(copy: LowRankModel, tokens: tuple[int, ...]) -> str:
-    return " ".join(copy.spec.alphabet[t] for t in tokens) or "(empty)"
 
 
 def _page(student: str, copy: LowRankModel, found: list[CutReading], about: dict[str, Any]) -> str:
@@ -103,9 +90,11 @@ def _basis(copy: LowRankModel, reading: CutReading) -> str:
     rows = []
     for i, one in enumerate(reading.basis[:_MOST]):
         law = ", ".join(f"{copy.spec.alphabet[o]} ({p:.3g})" for o, p in one.law)
-        futures = "; ".join(f"{_texts(copy, f.tokens)} ({f.probability:.2g})" for f in one.futures)
+        futures = "; ".join(
+            f"{copy.spec.named(f.tokens)} ({f.probability:.2g})" for f in one.futures
+        )
         other = "" if one.nearest is None else f"{one.nearest[0]} (TV {one.nearest[1]:.3g})"
-        rows.append((str(i), _texts(copy, one.history), law, futures, other))
+        rows.append((str(i), copy.spec.named(one.history), law, futures, other))
     left = len(reading.basis) - len(rows)
     note = f"<p>{left} more are not shown.</p>" if left > 0 else ""
     near = f"nearest over {reading.words} tokens"

@@ -12,9 +12,8 @@ import torch
 import typer
 
 from myna.app import output
-from myna.app.models import generator_of, open_saved
+from myna.app.models import generator_of, open_saved, plain_copy, writing
 from myna.app.options import Json, Seed
-from myna.errors import InputError
 from myna.lowrank.hidden import HiddenForm, hidden_form
 from myna.lowrank.model import LowRankModel
 
@@ -33,12 +32,7 @@ def hmm_command(
     as_json: Json = False,
 ) -> None:
     """Read a hidden Markov model off a stationary copy, where it is one."""
-    copy = open_saved(student).model
-    if not isinstance(copy, LowRankModel):
-        raise InputError(
-            f"{student} is no plain copy in probability space; learn without --space logits and "
-            "--projection"
-        )
+    copy = plain_copy(student, open_saved(student))
     form = _form(copy, tolerance, seed)
     record = {
         "student": student,
@@ -68,11 +62,8 @@ def _write(out: Path, model: LowRankModel) -> None:
     step, transitions = model.steps[0], model.transitions
     assert transitions is not None
     pi, moves, emits = (t.cpu().numpy() for t in (model.first, transitions[0], step.laws))
-    try:
-        with out.open("wb") as file:
-            np.savez(file, pi=pi, T=moves, E=emits)
-    except OSError as error:
-        raise InputError(f"the tables cannot be written to {out}: {error.strerror}") from error
+    with writing("tables", out), out.open("wb") as file:
+        np.savez(file, pi=pi, T=moves, E=emits)
 
 
 def _show(form: HiddenForm, saved: str | None) -> None:

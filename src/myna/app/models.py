@@ -1,12 +1,15 @@
 """What the commands open: saved copies, teachers, and files of strings."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from myna.errors import FormatError, InputError
+from myna.lowrank.model import LowRankModel
 from myna.lowrank.student import Strings, strings
 from myna.spec import Spec
 from myna.teachers.copies import CopyTeacher, SavedCopy, load_copy
@@ -17,6 +20,33 @@ from myna.teachers.uri import open_teacher
 def open_saved(folder: str) -> SavedCopy:
     """A saved copy, with its provenance."""
     return load_copy(Path(folder))
+
+
+def plain_copy(folder: str, saved: SavedCopy) -> LowRankModel:
+    """The low-rank model of a copy that is nothing else.
+
+    Raises:
+        InputError: for copies in log-probability space and projected ones.
+    """
+    if not isinstance(saved.model, LowRankModel):
+        raise InputError(
+            f"{folder} is no plain copy in probability space, whose rows are what is read; "
+            "learn without --space logits and --projection"
+        )
+    return saved.model
+
+
+@contextlib.contextmanager
+def writing(what: str, out: Path) -> Iterator[None]:
+    """Say what could not be written where.
+
+    Raises:
+        InputError: for what the system refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"the {what} cannot be written to {out}: {error.strerror}") from error
 
 
 def open_model(name: str) -> SteppedTeacher:

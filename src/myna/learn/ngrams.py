@@ -22,13 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import InputError
-from myna.lowrank.student import (
-    State,
-    StepInfo,
-    Strings,
-    sample_by_steps,
-    score_by_steps,
-)
+from myna.lowrank.student import State, StepInfo, Stepped, Strings
 from myna.spec import Spec, fingerprint
 from myna.teachers.account import Account
 from myna.teachers.ledger import Ledger
@@ -55,7 +49,7 @@ class _Order(NamedTuple):
     discount: float
 
 
-class Ngrams:
+class Ngrams(Stepped):
     """A Student whose state is the last n - 1 tokens."""
 
     def __init__(self, language: Spec, orders: tuple[_Order, ...]):
@@ -101,16 +95,6 @@ class Ngrams:
         log_prob = self.law(state).gather(1, tokens[:, None])[:, 0]
         kept = torch.cat([state.vector, tokens[:, None].double()], 1)[:, 1:]
         return State(kept, state.position + 1), StepInfo(log_prob)
-
-    def score(self, strings: Strings) -> Float[Tensor, " batch"]:
-        """Log Q(x) in nats."""
-        return score_by_steps(self, strings)
-
-    def sample(
-        self, count: int, generator: torch.Generator, max_tokens: int | None = None
-    ) -> Strings:
-        """`count` independent sequences."""
-        return sample_by_steps(self, count, generator, max_tokens)
 
 
 def _interpolated(

@@ -84,7 +84,7 @@ class AffineNetwork(torch.nn.Module):
             if language.stop is not None:
                 change[:, language.stop] = 0
             logits = torch.cat([self.bias[None], self.read]).double()
-            x = torch.nn.functional.pad(self.first, (1, 0), value=1.0).double()
+            x = self.initial(1)[0].double()
         return Isan.of(language, x, (IsanStep(logits, change),))
 
     def _bounded(self, rounds: int) -> Float[Tensor, "token width width"]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from myna.errors import InputError
 
 
-def centred(laws: Float[Tensor, "batch token"]) -> Float[Tensor, "batch token"]:
+def centred(laws: Float[Tensor, "*batch token"]) -> Float[Tensor, "*batch token"]:
     """Each law (nats) less its mean over the alphabet.
 
     Raises:
@@ -20,9 +20,9 @@ def centred(laws: Float[Tensor, "batch token"]) -> Float[Tensor, "batch token"]:
     """
     zero = laws.isneginf()
     if bool(zero.any()):
-        row, token = zero.nonzero()[0].tolist()
+        row, token = zero.flatten(0, -2).nonzero()[0].tolist()
         raise InputError(
             f"law {row} gives token {token} probability zero, and its logit is minus infinity; "
             "centred logits need laws without zeros, as models that end in a softmax have them"
         )
-    return laws - laws.mean(1, keepdim=True)
+    return laws - laws.mean(-1, keepdim=True)

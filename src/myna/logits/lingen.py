@@ -25,13 +25,7 @@ from torch import Tensor
 from myna.errors import InputError
 from myna.logits.centred import centred
 from myna.logits.matrix import LogitMatrix, logit_matrix
-from myna.lowrank.student import (
-    State,
-    StepInfo,
-    Strings,
-    sample_by_steps,
-    score_by_steps,
-)
+from myna.lowrank.student import State, StepInfo, Stepped
 from myna.spec import Spec, fingerprint
 from myna.teachers.oracle import Laws
 from myna.teachers.prefixes import Prefixes
@@ -130,7 +124,7 @@ def _left(gram: RowGram, rows: Tensor, targets: Tensor, weights: Tensor) -> Tens
     return (gram.products[targets, targets] + explained).clamp(min=0)
 
 
-class CombinedHistories:
+class CombinedHistories(Stepped):
     """Other prompts, combined: a Student whose every token asks the histories alone.
 
     teacher: or a ledger's view of one
@@ -180,16 +174,6 @@ class CombinedHistories:
         log_prob = self.law(state).gather(1, tokens[:, None])[:, 0]
         vector = torch.cat([state.vector, tokens[:, None].double()], 1)
         return State(vector, state.position + 1), StepInfo(log_prob)
-
-    def score(self, strings: Strings) -> Float[Tensor, " batch"]:
-        """Log-probabilities (nats) of what follows the target."""
-        return score_by_steps(self, strings)
-
-    def sample(
-        self, count: int, generator: torch.Generator, max_tokens: int | None = None
-    ) -> Strings:
-        """What may follow the target."""
-        return sample_by_steps(self, count, generator, max_tokens)
 
 
 def lingen(

@@ -102,7 +102,7 @@ class LogitMatrix:
             self.futures.take(torch.tensor(futures)),
             pairs,
         )
-        logits = centred(found.laws.flatten(0, 1)).unflatten(0, found.laws.shape[:2])
+        logits = centred(found.laws)
         if self.tokens is not None:
             logits = logits.gather(2, self.tokens[nodes].expand(len(histories), -1, -1))
         return Block(histories, futures, found.log_probs, logits.flatten(1))

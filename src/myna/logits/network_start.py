@@ -129,7 +129,7 @@ def _weighted(
     for index in torch.arange(len(rows.lengths)).split(part):
         laws = crossed(view, rows.take(index), futures, tree.pairs).laws
         mean += laws.exp().sum(0)
-        logits = centred(laws.flatten(0, 1)).unflatten(0, laws.shape[:2])
+        logits = centred(laws)
         after.append(logits[:, 0])  # pairs go by depth: the first node is the empty prefix
         blocks.append(logits.float())
     weights = (mean / len(rows.lengths)).sqrt().float()

@@ -45,14 +45,12 @@ def text_laws(view: LawsView, laws: int, length: int, first_draw: int = 0) -> Te
     Raises:
         BudgetExhausted: where the ledger allows fewer laws.
     """
-    drawn = view.complete(
-        Prefixes.of([[]]), max(1, laws // length), first_draw=first_draw, max_tokens=length
-    )
+    root = Prefixes.of([[]])
+    drawn = view.complete(root, max(1, laws // length), first_draw=first_draw, max_tokens=length)
     tokens, lengths = drawn.tokens[0], drawn.lengths[0]
     shape = (*tokens.shape, view.spec.num_tokens)
     probabilities = torch.zeros(shape, dtype=torch.float32)
     entropy = torch.zeros(tokens.shape, dtype=torch.float64)
-    root = Prefixes.of([[]])
     for rows in torch.arange(len(tokens)).split(_TOGETHER):
         futures = Prefixes(tokens[rows], lengths[rows])
         tree = FutureTree.of(futures)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from myna.errors import InputError
 from myna.lowrank.batch import apply_by_token
-from myna.lowrank.student import State, StepInfo, Strings, sample_by_steps, score_by_steps
+from myna.lowrank.student import State, StepInfo, Stepped
 from myna.spec import Spec, fingerprint
 
 
@@ -57,7 +57,7 @@ class IsanStep:
 
 
 @dataclasses.dataclass(frozen=True)
-class Isan:
+class Isan(Stepped):
     """An input-switched affine network: a Student.
 
     spec: alphabet, stop token, horizon, fingerprint
@@ -146,13 +146,3 @@ class Isan:
         operators = self.step_at(state.position).operators
         moved = apply_by_token(operators, state.vector, tokens)
         return State(moved, state.position + 1), StepInfo(log_prob)
-
-    def score(self, strings: Strings) -> Float[Tensor, " batch"]:
-        """Log Q(x) in nats, one a sequence."""
-        return score_by_steps(self, strings)
-
-    def sample(
-        self, count: int, generator: torch.Generator, max_tokens: int | None = None
-    ) -> Strings:
-        """`count` independent sequences from Q."""
-        return sample_by_steps(self, count, generator, max_tokens)

@@ -64,7 +64,7 @@ class Machine:
         """Graphviz: a node a state, an edge a token, with probabilities."""
         lines = ["digraph machine {", "  rankdir=LR;", "  start [shape=point];", "  start -> 0;"]
         for i, history in enumerate(self.histories):
-            name = " ".join(self.spec.alphabet[t] for t in history) or "(empty)"
+            name = self.spec.named(history)
             lines.append(f"  {i} [label={_quoted(f'{i}: {name}')}];")
         for i, (laws, moves) in enumerate(
             zip(self.laws.tolist(), self.moves.tolist(), strict=True)
@@ -109,14 +109,16 @@ def read_machine(model: LowRankModel, max_states: int = 1000, tolerance: float =
 class _Found:
     """Rows so far, in the order they were met.
 
-    vectors: coefficients at each stored step's basis
-    numbers: of those rows, a tensor a step
+    known: the coefficients that a next row may equal, the last ones met
+    laws: of all rows, a tensor a position
+    histories: of all rows
+    edges: (row, token, row)
     """
 
-    vectors: list[Tensor]
-    numbers: list[Tensor]
+    known: Float[Tensor, "known rank"]
     laws: list[Tensor] = dataclasses.field(default_factory=list)
     histories: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
+    edges: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
 
 
 def _reach(
@@ -124,28 +126,23 @@ def _reach(
 ) -> tuple[_Found, Int[Tensor, "state token"]]:
     """Breadth first, a position at a time; with a horizon every position has its own rows."""
     spec, horizon = model.spec, model.spec.horizon
-    apart = horizon is not None
-    found = _Found([model.first[None].cpu()], [torch.zeros(1, dtype=torch.int64)])
-    found.histories.append(())
-    edges: list[tuple[int, int, int]] = []
-    frontier, numbers, position = model.first[None], torch.zeros(1, dtype=torch.int64), 0
+    frontier, position = model.first[None].cpu(), 0
+    found = _Found(known=frontier, histories=[()])
     while len(frontier):
         law = model.law(State(frontier, position)).exp()
-        found.laws.append(law.cpu())
-        ended = horizon is not None and position + 1 >= horizon
-        row, token = (law > tolerance).nonzero(as_tuple=True)
-        going = torch.zeros_like(row, dtype=torch.bool) if ended else token != (
-            -1 if spec.stop is None else spec.stop
-        )  # fmt: skip
-        row, token = row[going], token[going]
-        if not len(row):
+        found.laws.append(law)
+        if horizon is not None and position + 1 >= horizon:
             break
+        leads = law > tolerance
+        if spec.stop is not None:
+            leads[:, spec.stop] = False
+        row, token = leads.nonzero(as_tuple=True)
         moved = model.step(State(frontier[row], position), token)[0].vector
         position += 1
-        if apart:
-            found.vectors, found.numbers = [], []
-        frontier, numbers, names = _new_rows(found, moved, numbers, row, token, tolerance)
-        edges += names
+        if horizon is not None:
+            found.known = moved[:0]
+        sources = row + len(found.histories) - len(frontier)
+        frontier = _new_rows(found, moved, sources.tolist(), token.tolist(), tolerance)
         if len(found.histories) > max_states:
             raise InputError(
                 f"the copy reaches more than {max_states:,} distinct rows (rank "
@@ -153,38 +150,25 @@ def _reach(
                 "hidden Markov models with overlapping emissions have none"
             )
     moves = torch.full((len(found.histories), spec.num_tokens), -1, dtype=torch.int64)
-    if edges:
-        source, token, target = torch.tensor(edges).T
+    for source, token, target in found.edges:
         moves[source, token] = target
     return found, moves
 
 
 def _new_rows(
-    found: _Found, moved: Tensor, numbers: Tensor, row: Tensor, token: Tensor, tolerance: float
-) -> tuple[Tensor, Tensor, list[tuple[int, int, int]]]:
-    """Which rows were met before; the others, with their numbers, and all edges."""
-    fresh: list[Tensor] = []
-    edges = []
-    begin = len(found.histories)
-    known = torch.cat(found.vectors) if found.vectors else moved[:0]
-    names = torch.cat(found.numbers) if found.numbers else numbers[:0]
-    for vector, i, o in zip(moved, row.tolist(), token.tolist(), strict=True):
-        source = int(numbers[i])
-        near = (known - vector).abs().amax(1) <= tolerance if len(known) else known[:, 0]
-        if len(known) and bool(near.any()):
-            target = int(names[near.int().argmax()])
-        else:
-            target = begin + len(fresh)
-            fresh.append(vector)
-            found.histories.append((*found.histories[source], o))
-            known = torch.cat([known, vector[None]])
-            names = torch.cat([names, torch.tensor([target])])
-        edges.append((source, o, target))
-    met = torch.stack(fresh) if fresh else moved[:0]
-    own = torch.arange(begin, begin + len(fresh))
-    found.vectors.append(met)
-    found.numbers.append(own)
-    return met, own, edges
+    found: _Found, moved: Tensor, sources: list[int], tokens: list[int], tolerance: float
+) -> Float[Tensor, "fresh rank"]:
+    """Those rows that were not met before; their histories, and all edges, are noted."""
+    before = len(found.known)
+    for vector, source, token in zip(moved, sources, tokens, strict=True):
+        near = ((found.known - vector).abs().amax(1) <= tolerance).nonzero()[:, 0]
+        if not len(near):
+            near = torch.tensor([len(found.known)])
+            found.known = torch.cat([found.known, vector[None]])
+            found.histories.append((*found.histories[source], token))
+        target = len(found.histories) - len(found.known) + int(near[0])
+        found.edges.append((source, token, target))
+    return found.known[before:]
 
 
 def _refine(

@@ -34,7 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import InputError
-from myna.lowrank.student import State, StepInfo, Strings, sample_by_steps, score_by_steps
+from myna.lowrank.student import State, StepInfo, Stepped
 from myna.spec import Spec, fingerprint
 
 History = tuple[int, ...]
@@ -275,7 +275,7 @@ def _check_cuts(language: Spec, cuts: tuple[CutRows, ...]) -> None:
         raise InputError(f"cut 0 has the empty history alone, and {cuts[0].rank} rows came")
 
 
-class ProgramModel:
+class ProgramModel(Stepped):
     """The model that the programs define: a Student whose state is the prefix.
 
     cuts: rows of every cut, 0 .. horizon - 1
@@ -345,16 +345,6 @@ class ProgramModel:
         log_prob = self.law(state).gather(1, tokens[:, None])[:, 0]
         vector = torch.cat([state.vector, tokens[:, None].double()], 1)
         return State(vector, state.position + 1), StepInfo(log_prob)
-
-    def score(self, strings: Strings) -> Float[Tensor, " batch"]:
-        """Log Q(x) in nats, one a sequence."""
-        return score_by_steps(self, strings)
-
-    def sample(
-        self, count: int, generator: torch.Generator, max_tokens: int | None = None
-    ) -> Strings:
-        """`count` independent sequences from Q."""
-        return sample_by_steps(self, count, generator, max_tokens)
 
     def coefficients_after(self, prefix: History) -> list[Float[Tensor, " _"]]:
         """The solution c_0 ... c_t-1 of the program of a prefix of t > 0 tokens."""

@@ -22,18 +22,12 @@ from myna.errors import FormatError, InputError
 from myna.lowrank.divergence import Divergence
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.region import Box, Hull, Region, Truncate
-from myna.lowrank.student import (
-    State,
-    StepInfo,
-    Strings,
-    sample_by_steps,
-    score_by_steps,
-)
+from myna.lowrank.student import State, StepInfo, Stepped
 from myna.spec import Spec, fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
-class ProjectedModel:
+class ProjectedModel(Stepped):
     """A low-rank model with a region for each stored step: a Student.
 
     spec: the model's language, with a fingerprint that covers the regions
@@ -106,16 +100,6 @@ class ProjectedModel:
             return moved, info
         settled = region.settle(moved.vector, self.divergence)
         return State(settled.coefficients, moved.position), info
-
-    def score(self, strings: Strings) -> Float[Tensor, " batch"]:
-        """Log Q(x) in nats, one a sequence."""
-        return score_by_steps(self, strings)
-
-    def sample(
-        self, count: int, generator: torch.Generator, max_tokens: int | None = None
-    ) -> Strings:
-        """`count` independent sequences from Q."""
-        return sample_by_steps(self, count, generator, max_tokens)
 
 
 def describe_regions(

@@ -89,10 +89,9 @@ def read_cut(
             f"the copy stores cuts 0..{len(model.steps) - 1}, and cut {cut} was asked for"
         )
     step = model.steps[cut]
-    position = cut
-    laws = model.law(State(torch.eye(step.rank, dtype=step.laws.dtype), position)).exp()
+    laws = model.law(State(torch.eye(step.rank, dtype=step.laws.dtype), cut)).exp()
     words = max(1, min(depth, int(math.log(_WORDS, max(2, model.spec.num_tokens)) + 1e-9)))
-    ahead = _word_laws(model, position, words)
+    ahead = _word_laws(model, cut, words)
     apart = torch.cdist(ahead, ahead, p=1) / 2
     apart.fill_diagonal_(torch.inf)
     basis = []
@@ -104,7 +103,7 @@ def read_cut(
             other = int(apart[i].argmin())
             nearest = (other, float(apart[i, other]))
         history = step.histories[i] if step.histories else ()
-        futures = _futures(model, i, position, depth, count)
+        futures = _futures(model, i, cut, depth, count)
         basis.append(BasisReading(history, likely, futures, nearest))
     order = laws.mean(0).argsort(descending=True, stable=True)[:tokens].tolist()
     ends = model.spec.horizon is not None and cut + 1 >= model.spec.horizon
@@ -135,13 +134,12 @@ def _futures(
     model: LowRankModel, row: int, position: int, depth: int, count: int
 ) -> tuple[Future, ...]:
     """The likeliest continuations of basis history `row`, by a beam four times as wide."""
-    spec, width = model.spec, 4 * count
-    rank = model.step_at(position).rank
+    spec, width, rank = model.spec, 4 * count, model.step_at(position).rank
     state = State(torch.eye(rank, dtype=torch.float64)[row : row + 1], position)
     beam: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     done: list[tuple[tuple[int, ...], float]] = []
     for _ in range(depth):
-        if not beam or (spec.horizon is not None and state.position >= spec.horizon):
+        if spec.horizon is not None and state.position >= spec.horizon:
             break
         scores = torch.tensor([s for _, s in beam])[:, None] + model.law(state)
         best = scores.flatten().topk(min(width, scores.numel()))
@@ -156,4 +154,4 @@ def _futures(
         state, _ = model.step(state.take(rows), torch.tensor([o for _, _, o in going]))
         beam = [((*beam[r][0], o), s) for s, r, o in going]
     found = sorted([*done, *beam], key=lambda pair: -pair[1])[:count]
-    return tuple(Future(t, float(torch.tensor(s).exp())) for t, s in found)
+    return tuple(Future(t, math.exp(s)) for t, s in found)

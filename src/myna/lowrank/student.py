@@ -237,3 +237,17 @@ def sample_by_steps(
             state, _ = model.step(state, tokens)
     width = torch.stack(columns, 1) if columns else torch.empty((count, 0), dtype=torch.int64)
     return Strings(width, lengths)
+
+
+class Stepped:
+    """Scoring and sampling token by token, for students that have no faster way."""
+
+    def score(self: Stepper, strings: Strings) -> Float[Tensor, " batch"]:
+        """Log Q(x) in nats, one a sequence."""
+        return score_by_steps(self, strings)
+
+    def sample(
+        self: Stepper, count: int, generator: torch.Generator, max_tokens: int | None = None
+    ) -> Strings:
+        """`count` independent sequences from Q."""
+        return sample_by_steps(self, count, generator, max_tokens)
