@@ -226,13 +226,14 @@ def main() -> None:
 
 def picture(kept: dict, mark: str) -> None:
     rows = []
+    sizes = [int(name.split()[-1]) for name in kept if name.startswith("LINGEN")]
     for name, value in kept.items():
         words = name.rsplit(" ", 1)
         sized = words[-1].isdigit() and not name.startswith("last")
         kind = words[0].removesuffix(" of") if sized else name
         if kind.startswith("lingen"):
             continue  # every k is in the JSON; the chosen one is drawn as LINGEN
-        for size in [int(words[-1])] if sized else SIZES:
+        for size in [int(words[-1])] if sized else sizes:
             low, high = value["interval"]
             rows.append(
                 {"method": kind, "histories": size, "kl": value["mean"],
