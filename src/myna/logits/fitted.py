@@ -33,7 +33,8 @@ from myna.spec import Spec
 from myna.teachers.account import Account
 from myna.teachers.ledger import Ledger
 
-_HELD_OUT, _START = 0.05, 0.1  # of the laws
+_HELD_OUT, _MOST_HELD_OUT = 0.05, 40_000  # a share of the laws, and no more than so many
+_START, _MOST_START = 0.1, 20_000
 _CLIP = 1.0
 _BETAS = (0.9, 0.99)
 _WARM = 0.02  # of the steps
@@ -51,7 +52,8 @@ class FitSettings:
     """What may be chosen; the defaults were chosen on charrnn-darwin (bench/text_students.py).
 
     dimension: of the network's state, the constant coordinate included
-    laws: next-token queries in all: 5% are held out, and 10% go to a spectral start
+    laws: next-token queries in all: 5% (40,000 at most) are held out, and 10% (20,000 at most) go
+        to a spectral start
     max_tokens: strings are cut here
     epochs: passes over the fitted laws
     batch: strings a step
@@ -150,7 +152,8 @@ def fit_network(
     def tell(stage: str, done: float = 0.0, kl: float = math.nan) -> None:
         progress(FitProgress(stage, done, kl, ledger.total().next_token_queries))
 
-    begun = int(settings.laws * _START) if settings.start is Start.SPECTRAL else 0
+    begun = min(int(settings.laws * _START), _MOST_START)
+    begun = begun if settings.start is Start.SPECTRAL else 0
     tell("start")
     if begun:
         start = spectral_start(ledger.laws("start"), begun, width, length, generator)
@@ -159,7 +162,7 @@ def fit_network(
     network = AffineNetwork(start)
     start_seconds = time.perf_counter() - began
     tell("laws")
-    kept = int(settings.laws * _HELD_OUT)
+    kept = min(int(settings.laws * _HELD_OUT), _MOST_HELD_OUT)
     data = text_laws(ledger.laws("learn"), settings.laws - kept - begun, length)
     fresh = text_laws(ledger.laws("held out"), kept, length)
     before = divergences(network, fresh)
