@@ -9,7 +9,8 @@ A saved copy is a folder of two plain files, nothing executable:
                         what it was learned from, settings, cost, commit;
                         version 2 adds "projection", the regions of a projected model;
                         version 3 says "space": "logits", and has "program" where
-                        coefficients solve linear programs
+                        coefficients solve linear programs;
+                        version 4 has "packed": tables with fewer bytes (`lowrank.packed`)
 
 A model without a projection is still written as version 1, which older readers take.
 Saving is atomic: the folder appears whole or not at all.
@@ -33,6 +34,7 @@ from torch import Tensor
 from myna.errors import FormatError, InputError
 from myna.lowrank.isan import Isan, IsanStep
 from myna.lowrank.model import LowRankModel
+from myna.lowrank.packed import Precision, pack, unpack
 from myna.lowrank.program import CutRows, ProgramModel
 from myna.lowrank.projected import ProjectedModel, describe_regions, read_regions
 from myna.lowrank.step import Step
@@ -43,6 +45,7 @@ from myna.teachers.stepped import SteppedTeacher
 
 FORMAT = "myna low-rank model"
 VERSION = 3  # of models in log-probability space; projected models are 2, others 1
+_PACKED = 4
 _TENSORS, _TEXT = "model.safetensors", "model.json"
 
 
@@ -120,7 +123,34 @@ def save_copy(
             student that is no low-rank model, projected one, network or program.
     """
     check_destination(folder, overwrite=overwrite)
-    tensors, described = _described(model)
+    _write(folder, *_described(model), about)
+
+
+def save_packed(
+    folder: Path,
+    model: LowRankModel,
+    precision: Precision,
+    about: dict[str, Any],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """`save_copy` in fewer bytes; what reads back is the model rounded to the precision.
+
+    Raises:
+        InputError: where the folder exists and is not to be, or cannot be, replaced.
+    """
+    check_destination(folder, overwrite=overwrite)
+    packed = pack(model, precision)
+    histories = tuple(step.histories for step in model.steps)
+    read_back = unpack(model.spec, packed.tensors, packed.steps, histories)
+    text = _text(read_back) | {"version": _PACKED, "packed": packed.steps}
+    _write(folder, packed.tensors, text, about)
+
+
+def _write(
+    folder: Path, tensors: dict[str, Tensor], described: dict[str, Any], about: dict[str, Any]
+) -> None:
+    """Both files into a draft beside the folder, then the draft into its place."""
     text = described | {"about": about | {"commit": current_commit()}}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -134,6 +164,18 @@ def save_copy(
         _swap_in(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _text(model: LowRankModel | ProjectedModel | Isan) -> dict[str, Any]:
+    """Language, ranks and histories, as version 1 has them."""
+    inner = model.model if isinstance(model, ProjectedModel) else model
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "spec": dataclasses.asdict(model.spec),
+        "ranks": list(inner.ranks),
+        "histories": [[list(h) for h in step.histories] for step in inner.steps],
+    }
 
 
 def _described(model: Student) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -151,13 +193,8 @@ def _described(model: Student) -> tuple[dict[str, Tensor], dict[str, Any]]:
         named = {"logits": step.logits} if isinstance(step, IsanStep) else {"laws": step.laws}
         for name, table in {**named, "change": step.change}.items():
             tensors[f"{name}.{t}"] = table.cpu().contiguous()
-    text = {
-        "format": FORMAT,
-        "version": 1,
-        "spec": dataclasses.asdict(model.spec),
-        "ranks": list(inner.ranks),
-        "histories": [[list(h) for h in step.histories] for step in inner.steps],
-    }
+    assert isinstance(model, LowRankModel | ProjectedModel | Isan)
+    text = _text(model)
     if isinstance(model, Isan):
         return tensors, text | {"version": VERSION, "space": "logits"}
     if isinstance(model, ProjectedModel):
@@ -265,6 +302,9 @@ def _assembled(
         return _program(spec, tensors, text)
     if text["version"] == VERSION:
         return _network(spec, tensors, histories)
+    if text["version"] == _PACKED:
+        named = tuple(tuple(tuple(h) for h in rows) for rows in histories)
+        return unpack(spec, tensors, text["packed"], named)
     steps = tuple(
         Step(tensors[f"laws.{t}"], tensors[f"change.{t}"], tuple(tuple(h) for h in histories[t]))
         for t in range(len(text["ranks"]))
@@ -307,9 +347,9 @@ def _read_text(folder: Path) -> dict[str, Any]:
     text = read_json(path)
     if not isinstance(text, dict) or text.get("format") != FORMAT:
         raise FormatError(f"{path} is not a {FORMAT!r}; give a folder that `myna learn` wrote")
-    if text.get("version") not in (1, 2, VERSION):
+    if text.get("version") not in (1, 2, VERSION, _PACKED):
         raise FormatError(
-            f"{path} has format version {text.get('version')!r} and this myna reads 1 to {VERSION}; "
+            f"{path} has format version {text.get('version')!r} and this myna reads 1 to {_PACKED}; "
             "use the myna that wrote it, or learn again"
         )
     return text

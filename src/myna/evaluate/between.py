@@ -1,0 +1,63 @@
+"""How far one student is from another, a token at a time.
+
+Along strings x that P draws, every law of both is at hand, so only the strings are random:
+
+    r = E sum_t KL(P(. | x_<t) || Q(. | x_<t)) / E |x|        nats a token,
+
+estimated by the ratio of sums, with the delta method's interval over n strings (normal
+approximation; `certify` gives intervals that assume nothing). No floor: where Q excludes a token
+that P allows, r is infinite.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from myna.evaluate.distance import usable_law
+from myna.lowrank.student import State, Strings, Student
+
+_NORMAL = 2.576  # 99% of a normal law lies within so many standard deviations
+
+
+class DivergenceRate(NamedTuple):
+    """KL between two students along strings of the first.
+
+    mean: r, nats a token
+    half_width: of its 99% interval
+    strings, tokens: that it was measured on
+    """
+
+    mean: float
+    half_width: float
+    strings: int
+    tokens: int
+
+    @property
+    def high(self) -> float:
+        """The interval's upper end."""
+        return self.mean + self.half_width
+
+
+def divergence_rate(reference: Student, other: Student, drawn: Strings) -> DivergenceRate:
+    """The rate, from strings that the reference drew."""
+    order = torch.argsort(drawn.lengths, descending=True, stable=True)
+    tokens, lengths = drawn.tokens[order], drawn.lengths[order]
+    total = torch.zeros(len(order), dtype=torch.float64)
+    states = [reference.initial(len(order)), other.initial(len(order))]
+    for t in range(tokens.shape[1]):
+        alive = int((lengths > t).sum())
+        if not alive:
+            break
+        states = [State(state.vector[:alive], state.position) for state in states]
+        p, q = (usable_law(m, s) for m, s in zip((reference, other), states, strict=True))
+        each = torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(1)
+        total[:alive] += each.clamp(min=0)
+        here = tokens[:alive, t]
+        states = [m.step(s, here)[0] for m, s in zip((reference, other), states, strict=True)]
+    read, count = float(lengths.sum()), len(order)
+    mean = float(total.sum()) / read if read else 0.0
+    if not math.isfinite(mean) or count < 2:
+        return DivergenceRate(mean, math.inf, count, int(read))
+    spread = (total - mean * lengths).square().sum() / (count - 1) * count
+    return DivergenceRate(mean, _NORMAL * math.sqrt(float(spread)) / read, count, int(read))

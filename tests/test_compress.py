@@ -1,0 +1,136 @@
+"""Smaller copies: limits are kept, what is said of them is true, and what cannot be is said."""
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+
+from myna.app.cli import main
+from myna.errors import InputError
+from myna.evaluate.between import divergence_rate
+from myna.learn.compress import CompressSettings, compress
+from myna.learn.exact import learn_exact
+from myna.learn.report import ExactSettings, Structure
+from myna.lowrank.student import strings
+from myna.teachers.copies import load_copy, save_copy
+from myna.teachers.ledger import Ledger
+from myna.teachers.uri import open_teacher
+
+HMM = "zoo:hmm?states=5&symbols=3&horizon=7&seed=5"
+
+
+@pytest.fixture(scope="module")
+def copy():
+    result = learn_exact(
+        Ledger(open_teacher(HMM)),
+        ExactSettings(structure=Structure.TIME_VARYING),
+        torch.Generator().manual_seed(0),
+    )
+    assert result.student is not None
+    return result.student
+
+
+def exact_rate(p_model, q_model) -> float:
+    rows = itertools.product(range(3), repeat=7)
+    whole = strings([list(row) for row in rows])
+    p, q = p_model.score(whole), q_model.score(whole)
+    return float((p.exp() * (p - q)).sum()) / 7
+
+
+def smaller(copy, seed=1, **limits):
+    settings = CompressSettings(strings=1000, **limits)
+    return compress(copy, settings, torch.Generator().manual_seed(seed))
+
+
+def test_the_limit_on_kl_holds_by_enumeration(copy):
+    found = smaller(copy, max_kl=1e-3)
+    report = found.report
+    assert report.chosen.bytes < report.whole.bytes / 20
+    assert report.chosen.kl.high <= 1e-3
+    assert exact_rate(copy, found.student) == pytest.approx(
+        report.chosen.kl.mean, abs=2 * report.chosen.kl.half_width
+    )
+
+
+def test_a_stationary_teachers_tables_are_tied(copy):
+    report = smaller(copy, max_kl=1e-6).report
+    assert "one table" in report.tying
+    assert report.chosen.tied and len(report.chosen.ranks) == 1
+
+
+def test_tables_that_differ_are_not_tied():
+    result = learn_exact(
+        Ledger(open_teacher("zoo:parity?bits=5")), ExactSettings(), torch.Generator().manual_seed(0)
+    )
+    report = smaller(result.student, max_kl=1e-6).report
+    assert not report.chosen.tied
+    assert max(report.chosen.ranks) == 2  # rank one would forget the parity
+
+
+def test_limits_on_rank_and_bytes_hold(copy):
+    found = smaller(copy, max_rank=2).report
+    assert max(found.chosen.ranks) <= 2
+    room = smaller(copy, max_bytes=500).report
+    assert room.chosen.bytes <= 500
+    assert all(c.kl.mean >= room.chosen.kl.mean for c in room.choices if c.bytes <= 500)
+
+
+def test_the_whole_copy_always_meets_a_limit_on_kl(copy):
+    assert smaller(copy, max_kl=0.0).report.chosen.bytes <= 8 * copy.num_parameters + 100
+
+
+def test_a_limit_that_nothing_keeps_names_the_nearest(copy):
+    with pytest.raises(InputError, match=r"nearest has \d+ bytes"):
+        smaller(copy, max_bytes=10)
+    with pytest.raises(InputError, match="nearest has"):
+        smaller(copy, max_kl=1e-9, max_rank=1)
+
+
+def test_settings_that_say_nothing_are_refused():
+    with pytest.raises(InputError, match="must keep"):
+        CompressSettings()
+    with pytest.raises(InputError, match="max_rank"):
+        CompressSettings(max_rank=0)
+    with pytest.raises(InputError, match="negative"):
+        CompressSettings(max_kl=-1.0)
+
+
+def test_rates_are_infinite_where_a_token_is_excluded(copy):
+    step = copy.steps[0]
+    laws = step.laws.clone()
+    laws[:, 0] = 0
+    barred = type(copy).of(copy.spec, copy.first, (type(step)(laws, step.change), *copy.steps[1:]))
+    rate = divergence_rate(copy, barred, copy.sample(50, torch.Generator().manual_seed(0)))
+    assert rate.mean == math.inf and rate.high == math.inf
+    assert divergence_rate(copy, copy, copy.sample(50, torch.Generator().manual_seed(0))).mean == 0
+
+
+def command(monkeypatch, capsys, *arguments) -> tuple[int, str]:
+    """Exit status and output of `myna ...`."""
+    monkeypatch.setattr("sys.argv", ["myna", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0), capsys.readouterr().out
+
+
+def test_the_command(tmp_path, monkeypatch, capsys, copy):
+    def myna(*arguments):
+        return command(monkeypatch, capsys, *arguments)
+
+    folder, out = tmp_path / "copy", tmp_path / "small"
+    save_copy(folder, copy, {})
+    limits = ("compress", folder, "-o", out, "--max-kl", "0.001", "--strings", "500")
+    status, printed = myna(*limits, "--curve", tmp_path / "curve", "--json")
+    record = json.loads(printed)
+    assert status == 0
+    assert record["chosen"]["bytes"] < record["whole"]["bytes"]
+    assert record["certificate"]["kl_nats"]["confidence"] == 1  # 3^7 strings: enumerated
+    assert record["certificate"]["kl_nats"]["estimate"] < 7 * 0.001 * 1.2
+    assert (tmp_path / "curve.html").is_file() and (tmp_path / "curve.png").is_file()
+    assert list(load_copy(out).low_rank.ranks) == record["chosen"]["ranks"]
+    assert myna(*limits)[0] == 2  # there is a copy already
+    status, printed = myna(*limits, "--overwrite", "--teacher", HMM)
+    assert status == 0
+    assert "certificate against zoo:hmm" in printed
