@@ -10,7 +10,8 @@ A saved copy is a folder of two plain files, nothing executable:
                         version 2 adds "projection", the regions of a projected model;
                         version 3 says "space": "logits", and has "program" where
                         coefficients solve linear programs;
-                        version 4 has "packed": tables with fewer bytes (`lowrank.packed`)
+                        version 4 has "packed": tables with fewer bytes (`lowrank.packed`), or
+                        "mixed": operators that share a few matrices (`lowrank.mixed`)
 
 A model without a projection is still written as version 1, which older readers take.
 Saving is atomic: the folder appears whole or not at all.
@@ -33,6 +34,7 @@ from torch import Tensor
 
 from myna.errors import FormatError, InputError
 from myna.lowrank.isan import Isan, IsanStep
+from myna.lowrank.mixed import MixedModel, describe_mixed, read_mixed
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.packed import Precision, pack, unpack
 from myna.lowrank.program import CutRows, ProgramModel
@@ -94,11 +96,11 @@ class SavedCopy:
     about: where it comes from (teacher, settings, report, commit), as saved
     """
 
-    model: LowRankModel | ProjectedModel | Isan | ProgramModel
+    model: LowRankModel | ProjectedModel | MixedModel | Isan | ProgramModel
     about: dict[str, Any]
 
     @property
-    def low_rank(self) -> LowRankModel | Isan | ProgramModel:
+    def low_rank(self) -> LowRankModel | MixedModel | Isan | ProgramModel:
         """Laws or logits, and changes of basis."""
         return self.model.model if isinstance(self.model, ProjectedModel) else self.model
 
@@ -120,7 +122,7 @@ def save_copy(
 
     Raises:
         InputError: where the folder exists and is not to be, or cannot be, replaced; for a
-            student that is no low-rank model, projected one, network or program.
+            student that is no low-rank model, projected or mixed one, network or program.
     """
     check_destination(folder, overwrite=overwrite)
     _write(folder, *_described(model), about)
@@ -182,11 +184,14 @@ def _described(model: Student) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A model as named tensors and JSON types; `_assembled` undoes it."""
     if isinstance(model, ProgramModel):
         return _described_program(model)
+    if isinstance(model, MixedModel):
+        tensors, text = describe_mixed(model)
+        return tensors, text | {"format": FORMAT, "version": _PACKED}
     inner = model.model if isinstance(model, ProjectedModel) else model
     if not isinstance(inner, LowRankModel | Isan):
         raise InputError(
-            "only a low-rank model, a projected one, an input-switched affine network or a model "
-            f"of linear programs can be saved, got {type(inner).__name__}"
+            "only a low-rank model, a projected or mixed one, an input-switched affine network or a "
+            f"model of linear programs can be saved, got {type(inner).__name__}"
         )
     tensors = {"first": inner.first.cpu().contiguous()}
     for t, step in enumerate(inner.steps):
@@ -295,13 +300,15 @@ def load_copy(folder: Path) -> SavedCopy:
 
 def _assembled(
     spec: Spec, tensors: dict[str, Tensor], text: dict[str, Any]
-) -> LowRankModel | ProjectedModel | Isan | ProgramModel:
+) -> LowRankModel | ProjectedModel | MixedModel | Isan | ProgramModel:
     """The model, with a fingerprint of the numbers read."""
     histories = text["histories"]
     if text["version"] == VERSION and "program" in text:
         return _program(spec, tensors, text)
     if text["version"] == VERSION:
         return _network(spec, tensors, histories)
+    if text["version"] == _PACKED and "mixed" in text:
+        return read_mixed(spec, tensors, text)
     if text["version"] == _PACKED:
         named = tuple(tuple(tuple(h) for h in rows) for rows in histories)
         return unpack(spec, tensors, text["packed"], named)

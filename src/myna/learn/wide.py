@@ -1,0 +1,282 @@
+"""Stationary copies of teachers with thousands of tokens: children streamed, operators shared.
+
+The exact stationary learner keeps a table of all children h_i o of its basis, S O rows of O numbers:
+gigabytes to terabytes. Here a row is the next-token law alone, in the chi-square norm of the mean
+law m, and each law is dropped as soon as it has been written over the basis:
+
+    P(. | h_i o) ~ sum_j G[i, o, j] P(. | h_j)      in      |p|^2 = sum_a p_a^2 / m_a;
+
+what remains are the operators A[i, o, j] = P(o | h_i) G[i, o, j], put over few shared matrices
+at the end (`lowrank.mixed`). The basis starts from histories along the teacher's own strings and
+grows by every child whose residual exceeds the tolerance, until none does.
+
+Limits: futures are one token long, so states that no single next token tells apart are one state
+here; what that costs is in the fresh divergence of the report. A teacher with a stop token or
+position-dependent laws is for `learn.exact`.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from myna.errors import InputError
+from myna.lowrank.mixed import MixedModel, few_parts
+from myna.lowrank.spanner import barycentric_spanner
+from myna.lowrank.student import State
+from myna.teachers.ledger import Account, LawsView, Ledger
+from myna.teachers.prefixes import Prefixes
+
+_TOGETHER = 1024  # laws held at once
+_PIVOTS = 4  # children added to the basis between two solves
+
+
+@dataclasses.dataclass(frozen=True)
+class WideSettings:
+    """What may be chosen.
+
+    tolerance: residual in the chi-square norm (about the root of twice the KL) that is accepted
+    max_rank: the cap S
+    strings, max_tokens: drawn from the teacher for the first histories, and cut there
+    parts_tolerance: singular values of the operators below this share of the first are left out
+    max_parts: shared matrices at most; None for as many as the rank
+    fresh: strings along which the finished copy is measured
+    """
+
+    tolerance: float = 1e-6
+    max_rank: int = 256
+    strings: int = 500
+    max_tokens: int = 24
+    parts_tolerance: float = 1e-12
+    max_parts: int | None = None
+    fresh: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuse settings with which nothing can be learned."""
+        for name in ("max_rank", "strings", "max_tokens", "fresh"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.tolerance < 1:
+            raise InputError(f"the tolerance must lie between 0 and 1, got {self.tolerance}")
+
+
+@dataclasses.dataclass(frozen=True)
+class WideReport:
+    """What was learned and what it cost.
+
+    reason: one sentence for people
+    rank, parts: S and K
+    tolerance: that the rank was found with
+    children: laws read of histories one token beyond the basis
+    worst: largest residual among them
+    left_out: share of the operators' norm that the shared matrices miss
+    kl, half_width: KL(teacher || copy) along fresh strings, nats a token, 99% (normal approximation)
+    parameters: numbers stored
+    accounts: what each purpose spent
+    seconds: wall-clock time
+    """
+
+    reason: str
+    rank: int
+    parts: int
+    tolerance: float
+    children: int
+    worst: float
+    left_out: float
+    kl: float
+    half_width: float
+    parameters: int
+    accounts: dict[str, Account]
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class WideResult:
+    """A student and the report on it."""
+
+    student: MixedModel
+    report: WideReport
+
+
+def learn_wide(
+    ledger: Ledger,
+    settings: WideSettings,
+    generator: torch.Generator,
+    progress: Callable[[str], None] = lambda _: None,
+) -> WideResult:
+    """Learn a stationary copy without ever holding all children.
+
+    Raises:
+        InputError: a language with a stop token; a rank above the cap.
+        BudgetExhausted: where the ledger allows fewer laws.
+    """
+    began = time.perf_counter()
+    if ledger.spec.stop is not None:
+        raise InputError("this learner is for languages without a stop token; use learn_exact")
+    run = _Basis(ledger.laws("learn"), settings)
+    progress("first histories")
+    run.begin()
+    done = 0
+    while done < len(run.histories):
+        progress(f"children of {done + 1} of {len(run.histories)}")
+        run.read_children(done)
+        done += 1
+    progress("shared matrices")
+    student, left_out = run.model(generator)
+    progress("measuring")
+    kl, half = _measured(ledger.laws("verify"), student, settings)
+    report = WideReport(
+        reason=(
+            f"rank {done} at tolerance {settings.tolerance:g}, {len(student.parts)} shared "
+            f"matrices; {kl:.3g} +- {half:.1g} nats a token along {settings.fresh:,} fresh strings"
+        ),
+        rank=done,
+        parts=len(student.parts),
+        tolerance=settings.tolerance,
+        children=run.children,
+        worst=run.worst,
+        left_out=left_out,
+        kl=kl,
+        half_width=half,
+        parameters=student.num_parameters,
+        accounts=ledger.accounts(),
+        seconds=time.perf_counter() - began,
+    )
+    return WideResult(student, report)
+
+
+class _Basis:
+    """Basis histories so far, their scaled laws, and the operators of those already read."""
+
+    def __init__(self, view: LawsView, settings: WideSettings):
+        self._view, self._settings = view, settings
+        self.histories: list[tuple[int, ...]] = [()]
+        self._operators: list[Float[Tensor, "token rank"]] = []
+        self.children, self.worst = 0, 0.0
+
+    def begin(self) -> None:
+        """A spanner of histories along drawn strings, the empty one first."""
+        settings = self._settings
+        limit = min(settings.max_tokens, self._longest())
+        root = Prefixes.of([[]])
+        drawn = self._view.complete(root, settings.strings, max_tokens=limit).tokens[0]
+        rows = {(): None}
+        for text in drawn.tolist():
+            rows |= {tuple(text[:t]): None for t in range(1, limit + 1)}
+        histories = list(rows)[: 8 * settings.max_rank + settings.strings]
+        laws = torch.cat([self._laws(part) for part in _parts(histories)])
+        mean = laws.mean(0)
+        # tokens that no law here allows are weighed as the rarest that some law does
+        self._scale = mean.clamp(min=float(mean[mean > 0].min())).sqrt()
+        rows_scaled = laws / self._scale
+        found = barycentric_spanner(
+            rows_scaled,
+            tolerance=settings.tolerance,
+            max_rank=settings.max_rank,
+            preferred=torch.tensor([0]),
+        )
+        self.histories = [histories[i] for i in found.indices.tolist()]
+        self._set_rows(rows_scaled[found.indices])
+
+    def _longest(self) -> int:
+        """Tokens of a basis history, at most: a token of it and one after that must fit."""
+        horizon = self._view.spec.horizon
+        if horizon is not None and horizon < 3:
+            raise InputError(f"this learner needs a horizon of 3 tokens or more, got {horizon}")
+        return 2**62 if horizon is None else horizon - 2
+
+    def _set_rows(self, rows: Float[Tensor, "rank token"]) -> None:
+        self._rows = rows
+        self._q, self._r = torch.linalg.qr(rows.T)
+
+    def _laws(self, histories: list[tuple[int, ...]]) -> Float[Tensor, "history token"]:
+        """Probabilities after each history; counted, and not kept."""
+        future, kept = Prefixes.of([[0]]), torch.tensor([[0, 0]])
+        return self._view.cross(Prefixes.of(histories), future, kept).laws[:, 0].exp()
+
+    def read_children(self, member: int) -> None:
+        """Operators of one basis history; children that do not fit join the basis."""
+        if len(self.histories[member]) > self._longest():
+            raise InputError(
+                f"a basis history has {len(self.histories[member])} tokens, and the horizon of "
+                f"{self._view.spec.horizon} leaves no room after it; use learn_exact"
+            )
+        own = self._rows[member] * self._scale
+        tokens = (own > 0).nonzero()[:, 0]
+        table = own.new_zeros((len(own), len(self.histories)))
+        for part in tokens.split(_TOGETHER):
+            parent = self.histories[member]
+            rows = self._laws([(*parent, token) for token in part.tolist()]) / self._scale
+            coefficients = self._fitted(rows, parent, part)
+            table = torch.nn.functional.pad(table, (0, len(self.histories) - table.shape[1]))
+            table[part] = own[part][:, None] * coefficients
+            self.children += len(part)
+        self._operators.append(table)
+
+    def _fitted(
+        self,
+        rows: Float[Tensor, "child token"],
+        parent: tuple[int, ...],
+        tokens: Int[Tensor, " child"],
+    ) -> Float[Tensor, "child rank"]:
+        """Coefficients over the basis, which grows until all of these fit."""
+        while True:
+            projected = rows @ self._q
+            residual = rows - projected @ self._q.T
+            sizes = residual.norm(dim=1)
+            worst = float(sizes.max())
+            if worst <= self._settings.tolerance:
+                self.worst = max(self.worst, worst)
+                return torch.linalg.solve_triangular(self._r, projected.T, upper=True).T
+            room = self._settings.max_rank - len(self.histories)
+            if room < 1:
+                raise InputError(
+                    f"the teacher's rank exceeds the cap of {self._settings.max_rank} (a child's "
+                    f"residual is {worst:.2g}); raise max_rank or the tolerance"
+                )
+            found = barycentric_spanner(
+                residual, tolerance=self._settings.tolerance, max_rank=min(_PIVOTS, room)
+            ).indices
+            self.histories += [(*parent, token) for token in tokens[found].tolist()]
+            self._set_rows(torch.cat([self._rows, rows[found]]))
+
+    def model(self, generator: torch.Generator) -> tuple[MixedModel, float]:
+        """All operators over few shared matrices; what those leave out."""
+        rank = len(self.histories)
+        for i, table in enumerate(self._operators):
+            self._operators[i] = torch.nn.functional.pad(table, (0, rank - table.shape[1]))
+        first = torch.zeros(rank, dtype=self._scale.dtype)
+        first[0] = 1.0
+        most = self._settings.max_parts or rank
+        weights, parts, left_out = few_parts(
+            self._operators, self._scale, self._settings.parts_tolerance, generator, most
+        )
+        language = self._view.spec
+        model = MixedModel.of(language, first, weights, parts, tuple(self.histories))
+        return model, left_out
+
+
+def _parts(histories: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    return [histories[i : i + _TOGETHER] for i in range(0, len(histories), _TOGETHER)]
+
+
+def _measured(view: LawsView, student: MixedModel, settings: WideSettings) -> tuple[float, float]:
+    """KL(teacher || copy) a token along fresh strings, and its half width."""
+    limit = min(settings.max_tokens, view.spec.horizon or 2**62)
+    drawn = view.complete(Prefixes.of([[]]), settings.fresh, max_tokens=limit).tokens[0]
+    total = torch.zeros(len(drawn), dtype=torch.float64)
+    future, kept = Prefixes.of([[0]]), torch.tensor([[0, 0]])
+    state: State = student.initial(len(drawn))
+    for t in range(drawn.shape[1]):
+        here = Prefixes(drawn[:, :t], torch.full((len(drawn),), t))
+        p = view.cross(here, future, kept).laws[:, 0]
+        q = student.law(state)
+        total += torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(1)
+        state, _ = student.step(state, drawn[:, t])
+    each = total / drawn.shape[1]
+    half = 2.576 * float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else math.inf
+    return float(each.mean()), half
