@@ -105,9 +105,7 @@ class AskedTree:
         inside = np.zeros(self._count, dtype=bool)
         below = (depth > 0) & (payer == payer[parent])
         inside[parent[below]] = True
-        return {
-            name: int(((payer == i) & ~inside).sum()) for i, name in enumerate(self._purposes)
-        }
+        return {name: int(((payer == i) & ~inside).sum()) for i, name in enumerate(self._purposes)}
 
     def _walk(
         self, words: Prefixes, expected: Int[np.ndarray, "word place"] | None, purpose: str

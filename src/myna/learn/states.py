@@ -36,6 +36,7 @@ from myna.errors import BudgetExhausted, InputError
 from myna.learn.asked_tree import AskedTree
 from myna.learn.state_tree import History, StateTree, TooManyStates
 from myna.lowrank.machine import Machine, shortest_first
+from myna.lowrank.model import LowRankModel
 from myna.teachers.account import Account
 from myna.teachers.ledger import Ledger
 from myna.teachers.prefixes import Prefixes
@@ -115,6 +116,11 @@ class StatesResult:
 
     machine: Machine | None
     report: StatesReport
+
+    @property
+    def student(self) -> LowRankModel | None:
+        """The machine as a copy, one coordinate a state."""
+        return None if self.machine is None else self.machine.model()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,9 +299,7 @@ def _random_words(
     With them come the kinds that the machine expects at each prefix, -1 beyond the end.
     """
     drawn = torch.randint(len(kinds), (count,), generator=generator).tolist()
-    words = [
-        list(tree.histories[s]) if n % 2 else [] for n, s in enumerate(drawn, start=first)
-    ]
+    words = [list(tree.histories[s]) if n % 2 else [] for n, s in enumerate(drawn, start=first)]
     uniform = torch.rand((count, walk), generator=generator, dtype=torch.float64).tolist()
     able = [np.flatnonzero(row >= 0).tolist() for row in moves]
     expected = []

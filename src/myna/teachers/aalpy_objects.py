@@ -170,7 +170,9 @@ def _in_turn(letters: list[Any], moves: list[list[int]], shown: list[list[Any]])
     """States where a letter comes next, then one for each (state, output) that follows."""
     outputs = sorted({output for row in shown for output in row}, key=str)
     spec = Spec((*map(str, letters), *(f"/{output}" for output in outputs)), None, None, "")
-    met = {(to, out) for row in zip(moves, shown, strict=True) for to, out in zip(*row, strict=True)}
+    met = {
+        (to, out) for row in zip(moves, shown, strict=True) for to, out in zip(*row, strict=True)
+    }
     between = {pair: len(moves) + i for i, pair in enumerate(sorted(met, key=str))}
     count, size = len(letters), spec.num_tokens
     laws = torch.zeros((len(moves) + len(between), size), dtype=torch.float64)
