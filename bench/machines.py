@@ -1,6 +1,6 @@
 """Automata from queries: registers and AALpy's random Dfas, beside AALpy's L#.
 
-    python bench/machines.py [--k 3 5 7] [--most 5] [--sizes 50 100 200 500] [--seeds 0 1 2]
+    python bench/machines.py [--k 3 5 7] [--most 5] [--sizes 50 100 200 500]
 
 k one-bit registers that letters flip; a read shows one bit and clears them all: 2^k contents in
 k + 3 dimensions. Random Dfas: 4 letters, n states of which half accept, a teacher by
@@ -140,7 +140,7 @@ def on_registers(k: int, most: int) -> list[dict]:
     return [{"k": k, **row} for row in rows]
 
 
-def on_random(states: int, seed: int) -> list[dict]:
+def on_random(states: int, seed: int, largest: int) -> list[dict]:
     random.seed(seed)
     truth = generate_random_deterministic_automata(
         "dfa",
@@ -151,7 +151,8 @@ def on_random(states: int, seed: int) -> list[dict]:
     )
     machine, row = ours_states(read_dfa(truth), seed)
     rows = [row | {"same": bisimilar(dfa_of(machine), truth)}]
-    rows.append(l_sharp(truth, "dfa", 50, 30, seed))
+    if states <= largest:
+        rows.append(l_sharp(truth, "dfa", 50, 30, seed))
     for row in rows:
         row["total"] = row["queries_checking"] + row["queries_learning"]
         if "words_learning" in row:
@@ -179,13 +180,14 @@ def main() -> None:
     parser.add_argument("--k", type=int, nargs="*", default=[3, 5, 7])
     parser.add_argument("--most", type=int, default=5, help="the largest k given to L#")
     parser.add_argument("--sizes", type=int, nargs="*", default=[50, 100, 200, 500])
+    parser.add_argument("--largest", type=int, default=500, help="the largest Dfa given to L#")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     chosen = parser.parse_args()
     if run_Lsharp is None:
         print("L# and Dfas left out: aalpy is not installed (bench/requirements-peers.txt)")
         chosen.sizes = []
     tasks = [(on_registers, (k, chosen.most)) for k in chosen.k]
-    tasks += [(on_random, (n, seed)) for n in chosen.sizes for seed in chosen.seeds]
+    tasks += [(on_random, (n, seed, chosen.largest)) for n in chosen.sizes for seed in chosen.seeds]
     for learners, task in tasks:
         rows = learners(*task)
         keep(rows)

@@ -50,7 +50,7 @@ def draw_machine(machine: Machine, file: Path, title: str) -> None:
         write_picture(chart, file.parent, file.stem)
 
 
-def machine_chart(machine: Machine) -> alt.LayerChart:
+def machine_chart(machine: Machine) -> alt.LayerChart | alt.FacetChart:
     """States, edges and arrowheads; pointing at one shows its tokens."""
     count = machine.num_states
     around = [2 * math.pi * i / count for i in range(count)]
@@ -106,13 +106,12 @@ def _nodes(
     size = max(7.0, min(12.0, pixels))
     numbers = base.mark_text(color="white", fontSize=size).encode(**across, text="state:N")
     further = 1.02 + 1.6 * pixels * 2 * _OUTSIDE / _SIDE
+    outside = base.transform_calculate(x=f"datum.x * {further}", y=f"datum.y * {further}")
     texts = [
-        base.transform_filter(f"datum.left == {side}")
-        .transform_calculate(x=f"datum.x * {further}", y=f"datum.y * {further}")
-        .mark_text(align=align, baseline="middle", fontSize=size + 1)
-        .encode(**across, text="short:N", tooltip=told)
-        for side, align in (("true", "right"), ("false", "left"))
+        outside.transform_filter("datum.left").mark_text(align="right", fontSize=size + 1),
+        outside.transform_filter("!datum.left").mark_text(align="left", fontSize=size + 1),
     ]
+    texts = [text.encode(**across, text="short:N", tooltip=told) for text in texts]
     return [discs, numbers, *texts]
 
 

@@ -114,7 +114,8 @@ class AskedTree:
         tokens, lengths = words.tokens.numpy(), words.lengths.numpy()
         found = np.full((len(lengths), tokens.shape[1] + 1), IMPOSSIBLE, dtype=np.int64)
         if not self._count:
-            self._ask(Prefixes.of([[]]), [(-1, -1)], purpose)
+            nothing = np.array([-1])
+            self._ask(Prefixes.of([[]]), nothing, nothing, purpose)
         alive = np.arange(len(lengths))
         node = np.zeros(len(lengths), dtype=np.int64)
         for t in range(found.shape[1]):
@@ -148,20 +149,25 @@ class AskedTree:
         if len(rows):
             asked = Prefixes(words.tokens[rows, : t + 1], torch.full_like(rows, t + 1))
             chosen = new[np.sort(first)]
-            self._ask(asked, list(zip(node[chosen], token[chosen], strict=True)), purpose)
+            self._ask(asked, node[chosen], token[chosen], purpose)
         return self._child[node, token]
 
-    def _ask(self, prefixes: Prefixes, edges: list[tuple[int, int]], purpose: str) -> None:
+    def _ask(
+        self,
+        prefixes: Prefixes,
+        parent: Int[np.ndarray, " new"],
+        token: Int[np.ndarray, " new"],
+        purpose: str,
+    ) -> None:
         """Ask laws of new prefixes, each a token after a known one, and number them."""
         kinds = self._kinds(self._ledger.laws(purpose).laws(prefixes).exp())
         if purpose not in self._purposes:
             self._purposes.append(purpose)
-        end = self._count + len(edges)
+        end = self._count + len(parent)
         while end > len(self._child):
             self._child = np.concatenate([self._child, np.full_like(self._child, -1)])
             self._facts = np.concatenate([self._facts, np.full_like(self._facts, -1)])
         numbers = np.arange(self._count, end)
-        parent, token = np.array(edges, dtype=np.int64).T
         payer = np.full_like(parent, self._purposes.index(purpose))
         depth = prefixes.lengths.numpy()
         self._facts[numbers] = np.stack([parent, token, depth, kinds, payer], 1)

@@ -72,7 +72,7 @@ class StateTree:
             # the shortest history of those that open a state together becomes the state's
             batch = sorted(self._waiting, key=lambda edge: len(self.histories[edge.source]))
             self._waiting = []
-            named = self._names([(self._reached(edge), edge.at.future) for edge in batch])
+            named = self._names([(self._reached(edge), edge.at.future or ()) for edge in batch])
             for edge, name in zip(batch, named, strict=True):
                 self._descend(edge, name)
 

@@ -113,7 +113,8 @@ def shortest_first(
 
     Of histories equally short the one that comes first in the order of tokens counts.
     """
-    order, histories, table = [0], {0: ()}, moves.tolist()
+    histories: dict[int, tuple[int, ...]] = {0: ()}
+    order, table = [0], moves.tolist()
     for state in order:  # it grows while it is read
         for token, target in enumerate(table[state]):
             if target >= 0 and target not in histories:
