@@ -100,10 +100,10 @@ def teacher_of(laws, moves, stop=None) -> MachineTeacher:
 
 
 @given(machines())
-@settings(max_examples=15, derandomize=True)
+@settings(max_examples=10, derandomize=True)
 def test_the_minimal_machine_with_equal_laws(tables):
     laws, moves, stop = tables
-    found = machine_of(learn(teacher_of(laws, moves, stop), check_words=300, walk=24))
+    found = machine_of(learn(teacher_of(laws, moves, stop), check_words=200, walk=16))
     assert found.num_states == minimal_count(laws, moves)
     mine = found.laws.tolist(), found.moves.tolist()
     for length in range(7):
