@@ -7,6 +7,7 @@ import typer
 
 from myna import __version__
 from myna.app import output
+from myna.app.machine_picture import draw_machine
 from myna.app.models import open_saved, plain_copy, writing
 from myna.app.options import Json
 from myna.lowrank.machine import read_machine
@@ -16,6 +17,10 @@ from myna.teachers.copies import save_copy
 def automaton_command(
     student: Annotated[str, typer.Argument(metavar="STUDENT", help="A saved copy.")],
     dot: Annotated[Path | None, typer.Option(help="Write the machine as a Graphviz file.")] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Draw the machine, up to 60 states: a .png and an .html of this name."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Save the machine as a copy, a state a row.")
     ] = None,
@@ -28,6 +33,8 @@ def automaton_command(
     """Read the automaton off a copy: its distinct reachable rows are the states."""
     copy = plain_copy(student, open_saved(student))
     machine = read_machine(copy, max_states)
+    if picture is not None:
+        draw_machine(machine, picture, f"{student}: {machine.num_states:,} states")
     if out is not None:
         about = {"teacher": student, "myna": __version__, "machine": {"states": machine.num_states}}
         save_copy(out, machine.model(), about, overwrite=overwrite)
@@ -43,6 +50,7 @@ def automaton_command(
         "rank": machine.rank,
         "deepest": [machine.spec.alphabet[token] for token in longest],
         "dot": None if dot is None else str(dot),
+        "picture": None if picture is None else str(picture),
         "saved": None if out is None else str(out),
     }
     if as_json:
@@ -54,6 +62,6 @@ def automaton_command(
         f"deepest  {machine.spec.named(longest)}, the longest of the shortest histories",
         markup=False,
     )
-    for name in ("dot", "saved"):
+    for name in ("dot", "picture", "saved"):
         if record[name]:
             output.out.print(f"{name:<8} {record[name]}", markup=False)

@@ -7,7 +7,6 @@ no option is ever silently without effect.
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,16 +16,27 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from myna import __version__
 from myna.app import output
 from myna.app.budget import Budgets, budget_of, open_within, read_budget
+from myna.app.laws_settings import (
+    STRUCTURES,
+    Form,
+    Learner,
+    Space,
+    given,
+    refuse,
+    settings_of_laws,
+)
 from myna.app.logits_output import logit_record, show_fitted, show_logits, show_provable
 from myna.app.models import generator_of
 from myna.app.options import SAMPLED_TOKENS, Access, Json, LedgerPath, Seed, TeacherName, Yes
 from myna.app.sampled_output import sampled_record, show_sampled
 from myna.app.spending import confirm_spending, provenance, rejected
+from myna.app.states_output import show_states, states_record
 from myna.errors import InputError
 from myna.learn.exact import learn_exact, learn_testing_stationarity
 from myna.learn.from_samples import learn_sampled
-from myna.learn.report import ExactSettings, LearnResult, Outcome, Structure
+from myna.learn.report import ExactSettings, LearnResult, Outcome
 from myna.learn.sampled_report import Kind, Projection, SampledResult, SampledSettings
+from myna.learn.states import StatesOutcome, StatesResult, StatesSettings, learn_states
 from myna.logits.exact import LogitProgress, learn_logits
 from myna.logits.fitted import FitProgress, FitResult, FitSettings, Start, fit_network
 from myna.logits.provable import ProvableResult, ProvableSettings, learn_provably
@@ -35,32 +45,15 @@ from myna.teachers.copies import check_destination, save_copy
 from myna.teachers.ledger import Budget, Ledger
 from myna.teachers.oracle import Samples, as_samples
 
-
-class Form(Enum):
-    """How `learn` may structure a copy."""
-
-    AUTO = "auto"
-    TIME_VARYING = "time-varying"
-    STATIONARY = "stationary"
-    TEST = "test"
-
-
-class Space(Enum):
-    """In what a copy is linear."""
-
-    PROBABILITIES = "probabilities"
-    LOGITS = "logits"
-
-
-class LogitLearner(Enum):
-    """How coefficients of a copy in logit space are found along a string."""
-
-    EXACT_RANK = "exact-rank"
-    PROVABLE = "provable"
-    FITTED = "fitted"
-
-
-_STRUCTURES = {Form.TIME_VARYING: Structure.TIME_VARYING, Form.STATIONARY: Structure.STATIONARY}
+_Result = LearnResult | SampledResult | LogitResult | ProvableResult | FitResult | StatesResult
+_Settings = (
+    ExactSettings
+    | SampledSettings
+    | LogitSettings
+    | ProvableSettings
+    | FitSettings
+    | StatesSettings
+)
 
 
 @contextlib.contextmanager
@@ -87,11 +80,12 @@ def learn(
         ),
     ] = Space.PROBABILITIES,
     learner: Annotated[
-        LogitLearner | None,
+        Learner | None,
         typer.Option(
             help="Logits: changes of basis (exact-rank, unless said), linear programs that bound "
             "coefficients (provable; needs a horizon and HiGHS), or a network of dimension "
-            "--max-rank fitted to laws along text, where no rank is exact (fitted)."
+            "--max-rank fitted to laws along text, where no rank is exact (fitted). Probabilities: "
+            "a machine of at most --max-rank states, each asked for (states)."
         ),
     ] = None,
     epochs: Annotated[
@@ -157,34 +151,36 @@ def learn(
     of_laws = {"verify": verify, "tolerance": tolerance, "mismatch": mismatch}
     of_samples = {"student": kind, "states": states, "projection": projection}
     of_samples["count-prompts"] = count_prompts or None
-    shared = _given({"max_rank": max_rank, "max_tokens": max_tokens})
+    shared = given({"max_rank": max_rank, "max_tokens": max_tokens})
     if access is Access.LAWS:
-        _refuse(of_samples, "learning from samples", "--access laws")
-        named = _given({"verify_histories": verify, "tolerance": tolerance, "mismatch": mismatch})
-        if learner is LogitLearner.FITTED:
-            _refuse(named, "exact laws", "--learner fitted")
-            exact = _fit_settings(
-                space, form, shared | _given({"epochs": epochs, "start": start}), limits.plain
-            )
-        else:
-            _refuse({"epochs": epochs, "start": start}, "--learner fitted", "another learner")
-            exact = _settings_of_laws(space, learner, form, shared | named)
+        refuse(of_samples, "learning from samples", "--access laws")
+        exact = settings_of_laws(
+            space,
+            learner,
+            form,
+            shared | given({"verify_histories": verify, "tolerance": tolerance}),
+            mismatch,
+            given({"epochs": epochs, "start": start}),
+            limits.plain,
+        )
         source = open_within(teacher, limits)
         confirm_spending(source, queries=limits.plain, generated=0, yes=yes)
         wall = budget_of(source, limits, queries=limits.plain)
         with Ledger(source, wall, seed, file=ledger_file, job="learn") as ledger:
             if isinstance(exact, ExactSettings):
                 found = learned(ledger, exact, seed, testing=form is Form.TEST)
+            elif isinstance(exact, StatesSettings):
+                found = learned_states(ledger, exact, seed)
             else:
                 found = learned_logits(ledger, exact, seed)
         also = provenance(source)
         saved = save_result(found, out, teacher, exact, seed, overwrite=overwrite, also=also)
         done = isinstance(found, FitResult) or found.report.outcome in (
-            Outcome.VERIFIED, LogitOutcome.VERIFIED
+            Outcome.VERIFIED, LogitOutcome.VERIFIED, StatesOutcome.VERIFIED
         )  # fmt: skip
     else:
         of_laws |= {"epochs": epochs, "start": start}
-        _refuse(of_laws, "learning from laws", "--access samples")
+        refuse(of_laws, "learning from laws", "--access samples")
         if form is Form.TEST:
             raise InputError("--structure test needs --access laws; choose another structure")
         if space is Space.LOGITS:
@@ -194,9 +190,9 @@ def learn(
         count_prompts = count_prompts or limits.in_tokens
         settings = SampledSettings(
             budget=limits.tokens_or(SAMPLED_TOKENS),
-            structure=_STRUCTURES.get(form),
+            structure=STRUCTURES.get(form),
             count_prompts=count_prompts,
-            **(shared | _given({"kind": kind, "states": states, "projection": projection})),
+            **(shared | given({"kind": kind, "states": states, "projection": projection})),
         )
         source = open_within(teacher, limits)
         confirm_spending(source, queries=0, generated=settings.budget, yes=yes)
@@ -210,29 +206,6 @@ def learn(
     raise typer.Exit(0 if done else 1)
 
 
-def _settings_of_laws(
-    space: Space, learner: LogitLearner | None, form: Form, named: dict[str, Any]
-) -> ExactSettings | LogitSettings | ProvableSettings | FitSettings:
-    """The settings of the learner from laws, in the space asked for."""
-    structure = _STRUCTURES.get(form)
-    cut_at = {"max_tokens": 1000}
-    if space is Space.PROBABILITIES:
-        if learner is not None:
-            raise InputError("--learner belongs to --space logits; add that or leave it out")
-        return ExactSettings(structure=structure, **(cut_at | named))
-    if form is Form.TEST:
-        raise InputError("--structure test needs --space probabilities; choose another structure")
-    if learner is not LogitLearner.PROVABLE:
-        claim = None if structure is None else structure is Structure.STATIONARY
-        return LogitSettings(stationary=claim, **(cut_at | named))
-    if structure is Structure.STATIONARY or "max_tokens" in named:
-        raise InputError(
-            "--learner provable has rows at each cut of a horizon, so --structure stationary and "
-            "--max-tokens do not fit it; leave them out, or use --learner exact-rank"
-        )
-    return ProvableSettings(**named)
-
-
 def _form(form: Form, *, stationary: bool) -> Form:
     """The structure asked for, by its long or its short name."""
     if stationary and form not in (Form.AUTO, Form.STATIONARY):
@@ -240,36 +213,6 @@ def _form(form: Form, *, stationary: bool) -> Form:
             f"--stationary and --structure {form.value} contradict each other; leave one of them out"
         )
     return Form.STATIONARY if stationary else form
-
-
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that were said; the others keep the settings' own defaults."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _refuse(options: Mapping[str, Any], owner: str, asked: str) -> None:
-    """Refuse the first option that belongs to something else than what was asked."""
-    given = _given(options)
-    if given:
-        raise InputError(
-            f"--{next(iter(given)).replace('_', '-')} belongs to {owner}, and {asked} was asked; "
-            "leave one of them out"
-        )
-
-
-def _fit_settings(space: Space, form: Form, named: dict[str, Any], laws: int | None) -> FitSettings:
-    """The settings of a fitted network; its dimension is the cap on the rank."""
-    if space is not Space.LOGITS:
-        raise InputError("--learner belongs to --space logits; add that or leave it out")
-    if form not in (Form.AUTO, Form.STATIONARY):
-        raise InputError(
-            f"--learner fitted gives one network for all cuts; leave --structure {form.value} out"
-        )
-    if "max_rank" in named:
-        named["dimension"] = named.pop("max_rank")
-    if laws is not None:
-        named["laws"] = laws
-    return FitSettings(**named)
 
 
 def learned(
@@ -285,6 +228,17 @@ def learned(
             lambda at: tell(
                 f"round {at.round}: {at.stage}, rank {at.rank}, {at.queries:,} queries"
             ),
+        )
+
+
+def learned_states(ledger: Ledger, settings: StatesSettings, seed: int) -> StatesResult:
+    """Run the learner of machines under a progress line."""
+    with learning_progress() as tell:
+        return learn_states(
+            ledger,
+            settings,
+            generator_of(seed),
+            lambda at: tell(f"{at.stage}: {at.states:,} states, {at.queries:,} queries"),
         )
 
 
@@ -328,10 +282,10 @@ def learned_from_samples(
 
 
 def save_result(
-    result: LearnResult | SampledResult | LogitResult | ProvableResult | FitResult,
+    result: _Result,
     out: Path,
     teacher: str,
-    settings: ExactSettings | SampledSettings | LogitSettings | ProvableSettings | FitSettings,
+    settings: _Settings,
     seed: int,
     *,
     overwrite: bool,
@@ -353,7 +307,7 @@ def save_result(
 
 
 def _show(
-    result: LearnResult | SampledResult | LogitResult | ProvableResult | FitResult,
+    result: _Result,
     teacher: str,
     saved: str | None,
     also: Mapping[str, int],
@@ -361,23 +315,31 @@ def _show(
     as_json: bool,
 ) -> None:
     """The report, as one JSON object or for people; `also` are counts that stand beside it."""
+    if as_json:
+        output.print_json({**_record(result, teacher, saved), **also})
+        return
     if isinstance(result, SampledResult):
-        if as_json:
-            output.print_json({**sampled_record(result.report, teacher, saved), **also})
-        else:
-            show_sampled(result.report, saved)
-    elif isinstance(result, LogitResult | ProvableResult | FitResult):
-        if as_json:
-            output.print_json({**logit_record(result.report, teacher, saved), **also})
-        elif isinstance(result, FitResult):
-            show_fitted(result.report, saved)
-        elif isinstance(result, LogitResult):
-            show_logits(result.report, saved)
-        else:
-            show_provable(result.report, saved)
-    elif as_json:
-        output.print_json({**output.learn_record(result.report, teacher, saved), **also})
+        show_sampled(result.report, saved)
+    elif isinstance(result, StatesResult):
+        show_states(result.report, saved)
+    elif isinstance(result, FitResult):
+        show_fitted(result.report, saved)
+    elif isinstance(result, LogitResult):
+        show_logits(result.report, saved)
+    elif isinstance(result, ProvableResult):
+        show_provable(result.report, saved)
     else:
         output.show_learned(result.report, saved)
-    if also and not as_json:
+    if also:
         output.out.print(*(f"{name.replace('_', ' ')}  {n:,}" for name, n in also.items()))
+
+
+def _record(result: _Result, teacher: str, saved: str | None) -> dict[str, Any]:
+    """The JSON of each learner's report."""
+    if isinstance(result, SampledResult):
+        return sampled_record(result.report, teacher, saved)
+    if isinstance(result, StatesResult):
+        return states_record(result.report, teacher, saved)
+    if isinstance(result, LearnResult):
+        return output.learn_record(result.report, teacher, saved)
+    return logit_record(result.report, teacher, saved)

@@ -36,7 +36,8 @@ class Machine:
     laws: (state, token) probabilities
     moves: (state, token) the next state; -1 where the token cannot come or ends the string
     histories: a shortest history that leads to each state
-    rank: the largest rank of the student it was read from
+    rank: the largest rank of the student it was read from; the number of states where it was
+        learned as a machine
     """
 
     spec: Spec
@@ -103,6 +104,27 @@ def read_machine(model: LowRankModel, max_states: int = 1000, tolerance: float =
     target = torch.where(moves[kept] >= 0, renamed[moves[kept].clamp(min=0)], -1)
     histories = tuple(found.histories[i] for i in kept.tolist())
     return Machine(model.spec, laws[kept], target, histories, max(model.ranks))
+
+
+def shortest_first(
+    spec: Spec, laws: Float[Tensor, "state token"], moves: Int[Tensor, "state token"]
+) -> Machine:
+    """A machine whose states are all reached from state 0, numbered by their shortest histories.
+
+    Of histories equally short the one that comes first in the order of tokens counts.
+    """
+    histories: dict[int, tuple[int, ...]] = {0: ()}
+    order, table = [0], moves.tolist()
+    for state in order:  # it grows while it is read
+        for token, target in enumerate(table[state]):
+            if target >= 0 and target not in histories:
+                histories[target] = (*histories[state], token)
+                order.append(target)
+    kept = torch.tensor(order)
+    number = torch.full((len(laws),), -1)
+    number[kept] = torch.arange(len(order))
+    target = torch.where(moves[kept] >= 0, number[moves[kept].clamp(min=0)], -1)
+    return Machine(spec, laws[kept], target, tuple(histories.values()), len(order))
 
 
 @dataclasses.dataclass
