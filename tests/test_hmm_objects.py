@@ -79,7 +79,9 @@ def test_rows_that_do_not_normalise_are_named_with_their_sum(kind, names, which,
     wrong[which].reshape(-1, 3)[-1] *= 1.25
     row = 0 if which == 0 else 2
     named = names[which].replace(".", r"\.")
-    with pytest.raises(InputError, match=rf"the {named} must sum to 1; row \[{row}\] sums to 1\.25"):
+    with pytest.raises(
+        InputError, match=rf"the {named} must sum to 1; row \[{row}\] sums to 1\.25"
+    ):
         hmm_from_object(LIKE[kind](*wrong), 4)
 
 

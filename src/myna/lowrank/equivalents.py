@@ -18,6 +18,7 @@ and in giving a second model as a witness where there is one.
 """
 
 import dataclasses
+import math
 
 import torch
 from jaxtyping import Bool, Float
@@ -80,7 +81,9 @@ def uniqueness(model: LowRankModel) -> Uniqueness:
         )
         return Uniqueness(True, 0, None, why)
     other = _witness(model, moves, same)
-    told = "another one is given" if other else "near this one none without negative entries was found"
+    told = (
+        "another one is given" if other else "near this one none without negative entries was found"
+    )
     why = f"states that emit alike can be mixed in {free} dimensions with equal laws; {told}"
     return Uniqueness(False, free, other, why)
 
@@ -201,4 +204,4 @@ def _descended(
     optimiser.step(loss)
     with torch.no_grad():
         lost = float(-negative().min())
-        return mixing().detach(), lost if lost == lost else torch.inf
+        return mixing().detach(), lost if math.isfinite(lost) else math.inf

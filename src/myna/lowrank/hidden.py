@@ -176,7 +176,9 @@ def _beliefs(
     scaled = torch.cat(parts, 1)
     # columns stand where their group's first state stood, so groups are put in one order
     order = [s for first in _firsts(groups) for s in groups[first].nonzero()[:, 0].tolist()]
-    return torch.empty_like(scaled).index_copy_(1, torch.tensor(order, device=scaled.device), scaled)
+    return torch.empty_like(scaled).index_copy_(
+        1, torch.tensor(order, device=scaled.device), scaled
+    )
 
 
 def _firsts(groups: Bool[Tensor, "state state"]) -> list[int]:

@@ -186,7 +186,9 @@ def _from_pomegranate(model: Any, horizon: int | None) -> Hmm:
         return Hmm(pi, _laws("edges", moves)[None], emits[None], horizon=horizon)
     if ends.shape != pi.shape:
         raise InputError(f"ends must have {len(pi)} entries, got {len(ends)}")
-    return _stopping(pi, _laws("edges with ends", torch.cat([moves, ends[:, None]], 1)), emits, horizon)
+    return _stopping(
+        pi, _laws("edges with ends", torch.cat([moves, ends[:, None]], 1)), emits, horizon
+    )
 
 
 def _stopping(
