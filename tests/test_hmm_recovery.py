@@ -34,8 +34,9 @@ LANGUAGE = Spec(numbered(4), None, 12, "unset")
 def truth():
     moves = torch.tensor([[0.8, 0.15, 0.05], [0.1, 0.7, 0.2], [0.3, 0.1, 0.6]]).double()
     emits = torch.tensor([[0.7, 0.1, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1], [0.1, 0.1, 0.2, 0.6]])
-    start = torch.tensor([0.5, 0.3, 0.2]).double()
-    return HmmParameters(start, moves[None], emits.double()[None])
+    start = torch.tensor([0.5, 0.3, 0.2])
+    tables = (table.double() for table in (start, moves[None], emits[None]))
+    return HmmParameters(*(table / table.sum(-1, keepdim=True) for table in tables))
 
 
 def noisy(scale, generator):
@@ -62,18 +63,18 @@ def far(model, parameters):
 
 def test_a_noisy_student_is_polished_to_the_truth_from_the_teachers_answers(generator):
     student = noisy(1e-3, generator)
-    evidence = drawn_evidence(truth().model(LANGUAGE), 8000, generator)
+    evidence = drawn_evidence(truth().model(LANGUAGE), 4000, generator)
     held_out = whole_strings(drawn_evidence(truth().model(LANGUAGE), 1000, generator))
     model, told = recover_hmm(student, 3, evidence, held_out, generator)
-    assert told.start == "diagonalisation" and told.tokens == 96_000
+    assert told.start == "diagonalisation" and told.tokens == 48_000
     assert far(model, truth()) < 0.05
     assert model.transitions is not None
-    assert told.gain == pytest.approx(told.model_nats - told.student_nats) and told.gain > -1e-4
+    assert told.gain == pytest.approx(told.model_nats - told.student_nats) and told.gain > -1e-3
 
 
 def test_its_own_strings_give_a_student_back(generator):
     student = noisy(1e-4, generator)
-    evidence = drawn_evidence(student, 8000, generator)
+    evidence = drawn_evidence(student, 4000, generator)
     held_out = whole_strings(drawn_evidence(student, 1000, generator))
     model, told = recover_hmm(student, 3, evidence, held_out, generator)
     assert far(model, truth()) < 0.06 and abs(told.gain) < 1e-3
@@ -191,16 +192,16 @@ def test_the_command_polishes_on_recorded_answers(run, tmp_path):
 def test_a_picture_shows_every_state_and_transition():
     chart = hmm_chart(truth().model(LANGUAGE), "states").to_dict()
     bars, heat = chart["vconcat"][0]["hconcat"]
-    assert [part["title"] for part in bars["vconcat"]] == [
+    assert [part["title"]["text"] for part in bars["vconcat"]] == [
         "state 0, starts 0.5",
         "state 1, starts 0.3",
         "state 2, starts 0.2",
     ]
     first = bars["vconcat"][0]["data"]["values"]
-    assert first[0] == {"symbol": "0", "probability": pytest.approx(0.7)}
+    assert first[0] == {"symbol": "0", "probability": pytest.approx(0.7, abs=1e-6)}
     cells = (
         heat["layer"][0]["data"]["values"] if "data" in heat["layer"][0] else heat["data"]["values"]
     )
     assert len(cells) == 9
     found = {(cell["from"], cell["to"]): cell["probability"] for cell in cells}
-    assert found[1, 2] == pytest.approx(0.2)
+    assert found[1, 2] == pytest.approx(0.2, abs=1e-6)

@@ -10,7 +10,7 @@ _CELL = 46  # pixels of a transition
 
 
 def hmm_chart(model: LowRankModel, title: str) -> alt.VConcatChart:
-    """A row a state: bars of its likeliest symbols, and a heat map of T beside them.
+    """A row a state: bars of its likeliest symbols, likeliest first; a heat map of T beside them.
 
     model: stationary, in hidden Markov form
     """
@@ -21,7 +21,7 @@ def hmm_chart(model: LowRankModel, title: str) -> alt.VConcatChart:
     note = f" ({len(shown)} of {len(share)} states)" if len(shown) < len(share) else ""
     rows = [_symbols(model, state) for state in shown]
     heat = _heat(model, shown)
-    bars = alt.vconcat(*rows, spacing=6).resolve_scale(x="shared")
+    bars = alt.vconcat(*rows, spacing=4, title="likeliest symbols, with their probabilities")
     return alt.vconcat(alt.hconcat(bars, heat, spacing=30), title=title + note)
 
 
@@ -33,19 +33,27 @@ def _symbols(model: LowRankModel, state: int) -> alt.Chart:
     rows = [{"symbol": model.spec.alphabet[o], "probability": p} for o, p in pairs if p > 0]
     starts = f"state {state}, starts {float(model.first[state]):.3g}"
     return (
-        alt.Chart(alt.Data(values=rows), width=260, height=alt.Step(13), title=starts)
+        alt.Chart(
+            alt.Data(values=rows),
+            width=alt.Step(30),
+            height=56,
+            title=alt.Title(starts, anchor="start", fontSize=11),
+        )
         .mark_bar(color="#4c78a8")
         .encode(
-            x=alt.X(
-                "probability:Q", title="probability of a symbol", scale=alt.Scale(domain=[0, 1])
+            x=alt.X("symbol:N", title=None, sort=None, axis=alt.Axis(labelAngle=0, labelLimit=60)),
+            y=alt.Y(
+                "probability:Q",
+                title=None,
+                axis=alt.Axis(values=[0, 0.5, 1]),
+                scale=alt.Scale(domain=[0, 1]),
             ),
-            y=alt.Y("symbol:N", title=None, sort=None),
             tooltip=["symbol:N", alt.Tooltip("probability:Q", format=".4f")],
         )
     )
 
 
-def _heat(model: LowRankModel, shown: list[int]) -> alt.LayerChart:
+def _heat(model: LowRankModel, shown: list[int]) -> alt.LayerChart | alt.FacetChart:
     """T, with its numbers while they can be read."""
     transitions = model.transitions
     assert transitions is not None

@@ -37,7 +37,7 @@ _TRIES = 4  # factorisations from different random starts
 _RULES = 300  # multiplicative updates of each factor
 _SWEEPS = 25  # of likelihood before starts are compared
 _SHARE = 0.02  # of the uniform law mixed into a start, so that nothing is zero for ever
-_CONVERGED = 1e-8  # nats a token: an iteration that gains less ends the climb
+_CONVERGED = 1e-7  # nats a token: an iteration that gains less ends the climb
 _LENGTH = 100  # tokens of drawn strings of a student without a horizon
 
 
@@ -164,7 +164,7 @@ def factorised_start(
         for s in shape
     )
     for _ in range(_RULES):
-        weights = _normal(weights * _ratio(rows, weights @ features) @ features.T)
+        weights = _normal(weights * (_ratio(rows, weights @ features) @ features.T))
         features = features * (weights.T @ _ratio(rows, weights @ features))
         features = features / features[:, :tokens].sum(1, keepdim=True).clamp(min=1e-300)
     emission = features[:, :tokens]
