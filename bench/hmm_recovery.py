@@ -97,6 +97,7 @@ def samples(seed: int, budget: int) -> dict:
     )
     floor = errors(parameters.model(teacher.spec), teacher)
     return {
+        "budget": budget,
         "tokens": result.report.sampled_tokens,
         "rank": result.report.ranks[0],
         "start": told.start,
@@ -126,7 +127,7 @@ def main() -> None:
     rows = Rows(f"hmm_recovery.{chosen.part}-{marks}", _NOTE)
     for seed in chosen.seeds:
         found = exact(seed) if chosen.part == "exact" else samples(seed, chosen.budget)
-        rows.add({"part": chosen.part, "seed": seed, "budget": chosen.budget, **found})
+        rows.add({"part": chosen.part, "seed": seed, **found})
 
 
 if __name__ == "__main__":

@@ -174,12 +174,12 @@ def _clustered(
     alive = torch.arange(width, device=read.lengths.device) < read.lengths[:, None]
     labels = torch.zeros_like(read.tokens)
     if structure is Structure.STATIONARY:
-        labels[alive] = _k_means(features[alive], states, generator)
+        labels[alive] = k_means(features[alive], states, generator)
         steps = 1
     else:
         steps = student.spec.horizon or width
         for t in range(width):
-            labels[alive[:, t], t] = _k_means(features[alive[:, t], t], states, generator)
+            labels[alive[:, t], t] = k_means(features[alive[:, t], t], states, generator)
     position = torch.arange(width, device=labels.device).clamp(max=steps - 1).expand_as(labels)
     weight = read.counts[:, None].expand_as(labels)
     both = alive[:, 1:]
@@ -212,7 +212,7 @@ def predicted_laws(student: LowRankModel, read: Evidence) -> Float[Tensor, "row 
     return torch.stack(found, 1)
 
 
-def _k_means(
+def k_means(
     points: Float[Tensor, "point feature"], clusters: int, generator: torch.Generator
 ) -> Int[Tensor, " point"]:
     """Labels by k-means++ and a fixed number of Lloyd's sweeps."""

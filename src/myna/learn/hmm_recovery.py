@@ -7,8 +7,8 @@
                   phi_t = (P(x_t = . | x_<t), P(x_t+1 = . | x_<t)) = w_t H,   H = (E | T E),
                   w_t+1 = gamma_t T,      gamma_t(s) = w_t(s) E(s, x_t) / sum over states,
 
-              w_t >= 0 over strings that it reads: H by the multiplicative rule for the
-              Kullback-Leibler divergence (Lee and Seung 2001), then T by the same rule
+              w_t >= 0 over strings that it reads: H from cluster means by the multiplicative rule
+              for the Kullback-Leibler divergence (Lee and Seung 2001), then T by the same rule
     polish    maximum likelihood (`baum_welch`) on strings drawn from the student, which asks the
               teacher nothing, or on the answers that its ledger recorded
 
@@ -28,12 +28,17 @@ from torch import Tensor
 from myna.errors import InputError
 from myna.learn.baum_welch import EmReport, EmSettings, HmmParameters, fit_hmm
 from myna.learn.evidence import Evidence
-from myna.learn.hidden_start import diagonalised_starts, predicted_laws, some_strings
+from myna.learn.hidden_start import (
+    diagonalised_starts,
+    k_means,
+    predicted_laws,
+    some_strings,
+)
 from myna.learn.refine import held_out_nats
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.student import Strings
 
-_TRIES = 4  # factorisations from different random starts
+_TRIES = 4  # factorisations from different clusters
 _RULES = 300  # multiplicative updates of each factor
 _SWEEPS = 25  # of likelihood before starts are compared
 _SHARE = 0.02  # of the uniform law mixed into a start, so that nothing is zero for ever
@@ -158,11 +163,11 @@ def factorised_start(
     width, tokens = read.tokens.shape[1], laws.shape[2] // 2
     alive = torch.arange(width, device=read.lengths.device) < read.lengths[:, None]
     rows = laws[alive]
-    shape = (len(rows), states), (states, laws.shape[2])
-    weights, features = (
-        _normal(torch.rand(s, generator=generator, dtype=laws.dtype).to(laws.device) + 0.1)
-        for s in shape
-    )
+    # factors that start inside the laws' own hull stay near it: of all exact ones, the least sharp
+    labels = k_means(rows.sqrt(), states, generator)
+    sums = rows.new_zeros((states, rows.shape[1])).index_add_(0, labels, rows) + rows.mean(0)
+    features = sums / sums[:, :tokens].sum(1, keepdim=True)
+    weights = rows.new_full((len(rows), states), 1 / states)
     for _ in range(_RULES):
         weights = _normal(weights * (_ratio(rows, weights @ features) @ features.T))
         features = features * (weights.T @ _ratio(rows, weights @ features))
