@@ -148,15 +148,15 @@ def _order(rows: int, generator: torch.Generator, device: torch.device) -> Int[T
     return torch.randperm(rows, generator=generator, device=generator.device).to(device)
 
 
-def some_strings(evidence: Evidence, generator: torch.Generator) -> Evidence:
-    """Up to `_STRINGS` plain strings; without any, prompts are read as if drawn."""
+def some_strings(evidence: Evidence, generator: torch.Generator, most: int = _STRINGS) -> Evidence:
+    """Up to `most` plain strings; without any, prompts are read as if drawn."""
     plain = (evidence.given == 0) & (evidence.lengths > 0) & (evidence.counts > 0)
     if not bool(plain.any()):
         plain = (evidence.lengths > 0) & (evidence.counts > 0)
     rows = plain.nonzero()[:, 0]
     if not len(rows):
         raise InputError("a start needs recorded strings to read, and the evidence has none")
-    rows = rows[_order(len(rows), generator, rows.device)[:_STRINGS]]
+    rows = rows[_order(len(rows), generator, rows.device)[:most]]
     part = Evidence(*(field[rows] for field in evidence))
     return part._replace(given=torch.zeros_like(part.given))
 

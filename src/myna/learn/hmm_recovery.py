@@ -1,7 +1,7 @@
 """A hidden Markov model from a student that is one only nearly, as after learning from samples.
 
     start     B of the nearly common eigenvectors, cut to the simplex (`hidden_start`), where the
-              student's rank is the number of states and B is real and regular; else
+              student's rank is the number of states and B is regular; beside it
               non-negative factors of what the student says of the next two tokens,
 
                   phi_t = (P(x_t = . | x_<t), P(x_t+1 = . | x_<t)) = w_t H,   H = (E | T E),
@@ -9,6 +9,7 @@
 
               w_t >= 0 over strings that it reads: H from cluster means by the multiplicative rule
               for the Kullback-Leibler divergence (Lee and Seung 2001), then T by the same rule
+              both with S states and with spare ones that are merged after a few sweeps
     polish    maximum likelihood (`baum_welch`) on strings drawn from the student, which asks the
               teacher nothing, or on the answers that its ledger recorded
 
@@ -18,7 +19,7 @@ factoring a student's laws instead of counts, so that the rows of w are beliefs 
 """
 
 import dataclasses
-from collections.abc import Sequence
+import math
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,7 @@ from myna.learn.evidence import Evidence
 from myna.learn.hidden_start import (
     diagonalised_starts,
     k_means,
+    merged_states,
     predicted_laws,
     some_strings,
 )
@@ -38,9 +40,11 @@ from myna.learn.refine import held_out_nats
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.student import Strings
 
-_TRIES = 4  # factorisations from different clusters
-_RULES = 300  # multiplicative updates of each factor
-_SWEEPS = 25  # of likelihood before starts are compared
+_TRIES = 3  # factorisations from different clusters, with S states and with more
+_SPARE = 0.5  # more states than asked for, merged again: S states alone often end in poor maxima
+_RULES = 100  # multiplicative updates of each factor
+_READ = 4000  # strings that starts are made of and compared on
+_SWEEPS = 150  # of likelihood before starts are compared
 _SHARE = 0.02  # of the uniform law mixed into a start, so that nothing is zero for ever
 _CONVERGED = 1e-7  # nats a token: an iteration that gains less ends the climb
 _LENGTH = 100  # tokens of drawn strings of a student without a horizon
@@ -50,7 +54,7 @@ _LENGTH = 100  # tokens of drawn strings of a student without a horizon
 class Recovery:
     """How a model was recovered.
 
-    start: "diagonalisation" or "factorisation"
+    start: "diagonalisation", "factorisation" or "factorisation, merged"
     tokens: of the evidence, completions only
     climb: how the likelihood rose, and why it stopped
     student_nats: mean log-likelihood of held-out strings under the student, nats a token
@@ -99,7 +103,7 @@ def recover_hmm(
             f"with at least 1 state; got {len(student.steps)} steps, stop token "
             f"{student.spec.stop} and {states} states; learn with --stationary"
         )
-    read = some_strings(evidence, generator)
+    read = some_strings(evidence, generator, _READ)
     found = _starts(student, read, states, generator)
     few = EmSettings(max_iterations=_SWEEPS)
     tried = [fit_hmm(read, start.parameters, few) for start in found]
@@ -136,17 +140,20 @@ def whole_strings(evidence: Evidence) -> Strings:
 
 def _starts(
     student: LowRankModel, read: Evidence, states: int, generator: torch.Generator
-) -> Sequence[_Start]:
-    """Diagonalised where that gives anything, else factorised."""
+) -> list[_Start]:
+    """Diagonalised where that gives anything, and factorised with and without spare states."""
+    found = []
     if student.steps[0].rank == states:
         real = diagonalised_starts(student, generator)
-        if real:
-            return [_Start("diagonalisation", parameters) for parameters in real]
-    laws = predicted_laws(student, read)
-    return [
-        _Start("factorisation", factorised_start(laws, read, states, generator))
-        for _ in range(_TRIES)
-    ]
+        found = [_Start("diagonalisation", parameters) for parameters in real]
+    laws, wide = predicted_laws(student, read), states + math.ceil(_SPARE * states)
+    for _ in range(_TRIES):
+        plain = factorised_start(laws, read, states, generator)
+        many = factorised_start(laws, read, wide, generator)
+        many, _ = fit_hmm(read, many, EmSettings(max_iterations=_SWEEPS))
+        merged = merged_states(many, states, student.spec.horizon or _LENGTH)
+        found += [_Start("factorisation", plain), _Start("factorisation, merged", merged)]
+    return found
 
 
 def factorised_start(

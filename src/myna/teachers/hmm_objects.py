@@ -93,7 +93,8 @@ def as_dynamax(model: Hmm) -> Any:
 def as_pomegranate(model: Hmm) -> Any:
     """The model as a pomegranate DenseHMM, float32 (it mixes its own float32 with what it gets).
 
-    Its ends are one, so that its log-probabilities are those of strings of the length given.
+    Its ends are one, so that its log-probabilities are those of strings of the length given; as a
+    stopping model it is no law, so sample with myna and not with pomegranate.
 
     Raises:
         InputError: where pomegranate is absent, or for a model with tables by position or a stop.
