@@ -40,13 +40,13 @@ from myna.learn.refine import held_out_nats
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.student import Strings
 
-_TRIES = 3  # factorisations from different clusters, with S states and with more
+_TRIES = 2  # factorisations of different strings, with S states and with more
 _SPARE = 0.5  # more states than asked for, merged again: S states alone often end in poor maxima
 _RULES = 100  # multiplicative updates of each factor
-_READ = 4000  # strings that starts are made of and compared on
+_READ, _FACTORED = 4000, 500  # strings that starts are compared on, and those factored
 _SWEEPS = 150  # of likelihood before starts are compared
 _SHARE = 0.02  # of the uniform law mixed into a start, so that nothing is zero for ever
-_CONVERGED = 1e-7  # nats a token: an iteration that gains less ends the climb
+_CONVERGED = 1e-8  # nats a token: an iteration that gains less ends the climb
 _LENGTH = 100  # tokens of drawn strings of a student without a horizon
 
 
@@ -146,10 +146,12 @@ def _starts(
     if student.steps[0].rank == states:
         real = diagonalised_starts(student, generator)
         found = [_Start("diagonalisation", parameters) for parameters in real]
-    laws, wide = predicted_laws(student, read), states + math.ceil(_SPARE * states)
+    wide = states + math.ceil(_SPARE * states)
     for _ in range(_TRIES):
-        plain = factorised_start(laws, read, states, generator)
-        many = factorised_start(laws, read, wide, generator)
+        some = some_strings(read, generator, _FACTORED)
+        laws = predicted_laws(student, some)
+        plain = factorised_start(laws, some, states, generator)
+        many = factorised_start(laws, some, wide, generator)
         many, _ = fit_hmm(read, many, EmSettings(max_iterations=_SWEEPS))
         merged = merged_states(many, states, student.spec.horizon or _LENGTH)
         found += [_Start("factorisation", plain), _Start("factorisation, merged", merged)]
