@@ -29,6 +29,7 @@ from myna.teachers.prefixes import Prefixes
 from myna.teachers.uri import open_teacher
 
 LANGUAGE = Spec(numbered(4), None, 12, "unset")
+SHORT = EmSettings(tolerance_nats=1e-6)
 
 
 def truth():
@@ -65,7 +66,7 @@ def test_a_noisy_student_is_polished_to_the_truth_from_the_teachers_answers(gene
     student = noisy(1e-3, generator)
     evidence = drawn_evidence(truth().model(LANGUAGE), 1500, generator)
     held_out = whole_strings(drawn_evidence(truth().model(LANGUAGE), 1000, generator))
-    model, told = recover_hmm(student, 3, evidence, held_out, generator)
+    model, told = recover_hmm(student, 3, evidence, held_out, generator, SHORT)
     assert told.tokens == 18_000
     assert far(model, truth()) < 0.1
     assert model.transitions is not None
@@ -76,7 +77,7 @@ def test_its_own_strings_give_a_student_back(generator):
     student = noisy(1e-4, generator)
     evidence = drawn_evidence(student, 1500, generator)
     held_out = whole_strings(drawn_evidence(student, 1000, generator))
-    model, told = recover_hmm(student, 3, evidence, held_out, generator)
+    model, told = recover_hmm(student, 3, evidence, held_out, generator, SHORT)
     assert far(model, truth()) < 0.1 and abs(told.gain) < 2e-3
 
 
@@ -96,7 +97,9 @@ def test_another_number_of_states_starts_from_factors(generator):
     model = truth().model(LANGUAGE)
     evidence = drawn_evidence(model, 400, generator)
     for states in (1, 2, 5):
-        found, told = recover_hmm(model, states, evidence, whole_strings(evidence), generator)
+        found, told = recover_hmm(
+            model, states, evidence, whole_strings(evidence), generator, SHORT
+        )
         assert told.start.startswith("factorisation") and found.ranks == (states,)
         assert told.climb.trace[-1].log_likelihood >= told.climb.trace[0].log_likelihood
     assert told.model_nats > -np.log(4)  # better than the uniform law
@@ -107,7 +110,7 @@ def test_students_of_another_kind_are_refused(generator):
     varying = LowRankModel.of(LANGUAGE, varying.first, varying.steps * 2)
     evidence = drawn_evidence(truth().model(LANGUAGE), 20, generator)
     with pytest.raises(InputError, match="got 2 steps, stop token None and 3 states"):
-        recover_hmm(varying, 3, evidence, whole_strings(evidence), generator)
+        recover_hmm(varying, 3, evidence, whole_strings(evidence), generator, SHORT)
 
 
 def test_recorded_answers_are_what_the_learner_held(tmp_path):

@@ -44,9 +44,9 @@ _TRIES = 2  # factorisations of different strings, with S states and with more
 _SPARE = 0.5  # more states than asked for, merged again: S states alone often end in poor maxima
 _RULES = 100  # multiplicative updates of each factor
 _READ, _FACTORED = 4000, 500  # strings that starts are compared on, and those factored
-_SWEEPS = 150  # of likelihood before starts are compared
+_SWEEPS = 60  # of likelihood before starts are compared
 _SHARE = 0.02  # of the uniform law mixed into a start, so that nothing is zero for ever
-_CONVERGED = 1e-8  # nats a token: an iteration that gains less ends the climb
+_CLIMB = EmSettings(tolerance_nats=1e-8)  # nats a token: a smaller gain ends the last climb
 _LENGTH = 100  # tokens of drawn strings of a student without a horizon
 
 
@@ -86,6 +86,7 @@ def recover_hmm(
     evidence: Evidence,
     held_out: Strings,
     generator: torch.Generator,
+    settings: EmSettings = _CLIMB,
 ) -> tuple[LowRankModel, Recovery]:
     """A hidden Markov model of a chosen size near a student.
 
@@ -93,6 +94,7 @@ def recover_hmm(
     states: S, at least 1; may differ from the student's rank
     evidence: what the likelihood is of, as from `drawn_evidence` or `recorded_evidence`
     held_out: strings that are not in it, to compare student and model by
+    settings: of the last climb
 
     Raises:
         InputError: for another kind of student, or evidence that does not fit it.
@@ -108,7 +110,6 @@ def recover_hmm(
     few = EmSettings(max_iterations=_SWEEPS)
     tried = [fit_hmm(read, start.parameters, few) for start in found]
     best = max(range(len(tried)), key=lambda i: tried[i][1].trace[-1].log_likelihood)
-    settings = EmSettings(tolerance_nats=_CONVERGED)
     parameters, climb = fit_hmm(evidence, tried[best][0], settings)
     model = parameters.model(student.spec)
     told = Recovery(
