@@ -77,7 +77,7 @@ class Asker:
         for first, rows in groups.items():
             batch = Prefixes.of([histories[i] for i in rows])
             answer = self._view.complete(batch, count, max_tokens=max_tokens, first_draw=first)
-            self._keep(batch, answer.tokens, answer.lengths)
+            self._parts.append(answered(batch, answer.tokens, answer.lengths))
             found.append((rows, answer.tokens))
             for i in rows:
                 self._next[histories[i], max_tokens] = first + count
@@ -103,25 +103,32 @@ class Asker:
         tokens = self.ask([()], count, max_tokens)[0]
         return Strings(tokens, (tokens >= 0).sum(1))
 
-    def _keep(self, prompts: Prefixes, tokens: Tensor, lengths: Tensor) -> None:
-        """Prompt and completion run together, one row a draw, equal rows merged."""
-        batch, count, width = tokens.shape
-        repeated = prompts.take(torch.arange(batch).repeat_interleave(count))
-        rows = joined(repeated, tokens.reshape(batch * count, width)).tokens
-        given, drawn = repeated.lengths, lengths.reshape(-1)
-        self._parts.append(merged(rows, given + drawn, given, torch.ones(len(drawn)).double()))
-
     def evidence(self) -> Evidence:
         """All answers so far, equal rows merged."""
-        width = max(part.tokens.shape[1] for part in self._parts)
-        tokens = [
-            torch.nn.functional.pad(part.tokens, (0, width - part.tokens.shape[1]), value=-1)
-            for part in self._parts
-        ]
-        rest = [torch.cat(column) for column in list(zip(*self._parts, strict=True))[1:]]
-        whole = merged(torch.cat(tokens), *rest)
-        self._parts = [whole]
-        return whole
+        self._parts = [pooled(self._parts)]
+        return self._parts[0]
+
+
+def answered(
+    prompts: Prefixes, tokens: Int[Tensor, "batch draw width"], lengths: Int[Tensor, "batch draw"]
+) -> Evidence:
+    """Prompt and completion run together, one row a draw, equal rows merged."""
+    batch, count, width = tokens.shape
+    repeated = prompts.take(torch.arange(batch).repeat_interleave(count))
+    rows = joined(repeated, tokens.reshape(batch * count, width)).tokens
+    given, drawn = repeated.lengths, lengths.reshape(-1)
+    return merged(rows, given + drawn, given, torch.ones(len(drawn)).double())
+
+
+def pooled(parts: Sequence[Evidence]) -> Evidence:
+    """Several answers' evidence as one, equal rows merged; at least one."""
+    width = max(part.tokens.shape[1] for part in parts)
+    tokens = [
+        torch.nn.functional.pad(part.tokens, (0, width - part.tokens.shape[1]), value=-1)
+        for part in parts
+    ]
+    rest = [torch.cat(column) for column in list(zip(*parts, strict=True))[1:]]
+    return merged(torch.cat(tokens), *rest)
 
 
 def merged(tokens: Tensor, lengths: Tensor, given: Tensor, counts: Tensor) -> Evidence:

@@ -58,11 +58,11 @@ def hidden_start(
     """
     if states < 1:
         raise InputError(f"a hidden Markov student needs at least 1 state, got {states}")
-    read = _chosen(evidence, generator)
+    read = some_strings(evidence, generator)
     starts = [_clustered(student, read, states, structure, generator)]
     single = structure is Structure.STATIONARY and len(student.steps) == 1
     if single and student.spec.stop is None and student.steps[0].rank == states:
-        starts += _diagonalised(student, generator)
+        starts += diagonalised_starts(student, generator)
     sweeps = EmSettings(max_iterations=_SWEEPS)
     tried = [fit_hmm(read, start, sweeps) for start in starts]
     return max(tried, key=lambda fit: fit[1].trace[-1].log_likelihood)[0]
@@ -148,15 +148,15 @@ def _order(rows: int, generator: torch.Generator, device: torch.device) -> Int[T
     return torch.randperm(rows, generator=generator, device=generator.device).to(device)
 
 
-def _chosen(evidence: Evidence, generator: torch.Generator) -> Evidence:
-    """Up to `_STRINGS` plain strings; without any, prompts are read as if drawn."""
+def some_strings(evidence: Evidence, generator: torch.Generator, most: int = _STRINGS) -> Evidence:
+    """Up to `most` plain strings; without any, prompts are read as if drawn."""
     plain = (evidence.given == 0) & (evidence.lengths > 0) & (evidence.counts > 0)
     if not bool(plain.any()):
         plain = (evidence.lengths > 0) & (evidence.counts > 0)
     rows = plain.nonzero()[:, 0]
     if not len(rows):
         raise InputError("a start needs recorded strings to read, and the evidence has none")
-    rows = rows[_order(len(rows), generator, rows.device)[:_STRINGS]]
+    rows = rows[_order(len(rows), generator, rows.device)[:most]]
     part = Evidence(*(field[rows] for field in evidence))
     return part._replace(given=torch.zeros_like(part.given))
 
@@ -169,17 +169,17 @@ def _clustered(
     generator: torch.Generator,
 ) -> HmmParameters:
     """Counts of the clusters of what the student predicts."""
-    features = _predictions(student, read)
+    features = predicted_laws(student, read).sqrt()
     width, tokens = features.shape[1], student.spec.num_tokens
     alive = torch.arange(width, device=read.lengths.device) < read.lengths[:, None]
     labels = torch.zeros_like(read.tokens)
     if structure is Structure.STATIONARY:
-        labels[alive] = _k_means(features[alive], states, generator)
+        labels[alive] = k_means(features[alive], states, generator)
         steps = 1
     else:
         steps = student.spec.horizon or width
         for t in range(width):
-            labels[alive[:, t], t] = _k_means(features[alive[:, t], t], states, generator)
+            labels[alive[:, t], t] = k_means(features[alive[:, t], t], states, generator)
     position = torch.arange(width, device=labels.device).clamp(max=steps - 1).expand_as(labels)
     weight = read.counts[:, None].expand_as(labels)
     both = alive[:, 1:]
@@ -195,8 +195,8 @@ def _clustered(
     )
 
 
-def _predictions(student: LowRankModel, read: Evidence) -> Float[Tensor, "row width feature"]:
-    """Square roots of the laws of the next token and of the one after it."""
+def predicted_laws(student: LowRankModel, read: Evidence) -> Float[Tensor, "row width feature"]:
+    """The laws of the next token and of the one after it, side by side."""
     state, found = student.initial(len(read.lengths)), []
     width = read.tokens.shape[1]
     for t in range(width):
@@ -206,13 +206,13 @@ def _predictions(student: LowRankModel, read: Evidence) -> Float[Tensor, "row wi
         if t + 1 < (student.spec.horizon or width + 1):
             later = (state.vector @ here.operators.sum(0) @ after.laws).clamp(min=0)
             later = later / later.sum(1, keepdim=True).clamp(min=torch.finfo(law.dtype).tiny)
-        found.append(torch.cat([law, later], 1).sqrt())
+        found.append(torch.cat([law, later], 1))
         if t + 1 < width:  # past its end a row reads token 0, and what follows is not used
             state, _ = student.step(state, read.tokens[:, t].clamp(min=0))
     return torch.stack(found, 1)
 
 
-def _k_means(
+def k_means(
     points: Float[Tensor, "point feature"], clusters: int, generator: torch.Generator
 ) -> Int[Tensor, " point"]:
     """Labels by k-means++ and a fixed number of Lloyd's sweeps."""
@@ -242,7 +242,7 @@ def _smoothed(counts: Float[Tensor, "*rows column"]) -> Float[Tensor, "*rows col
     return rows / rows.sum(-1, keepdim=True)
 
 
-def _diagonalised(student: LowRankModel, generator: torch.Generator) -> list[HmmParameters]:
+def diagonalised_starts(student: LowRankModel, generator: torch.Generator) -> list[HmmParameters]:
     """One start from each random combination that has a usable set of eigenvectors."""
     step, found = student.steps[0], []
     everything = step.operators.sum(0)

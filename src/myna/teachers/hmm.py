@@ -68,6 +68,21 @@ class Hmm(SteppedTeacher):
         """Number of hidden states: a bound on the rank at every cut."""
         return len(self._initial)
 
+    @property
+    def initial_law(self) -> Float[Tensor, " state"]:
+        """The law of the first hidden state."""
+        return self._initial
+
+    @property
+    def transition(self) -> Float[Tensor, "step state state"]:
+        """Table t moves from position t to t + 1; the last serves all later."""
+        return self._transition
+
+    @property
+    def emission(self) -> Float[Tensor, "estep state token"]:
+        """Table t emits at position t; the last serves all later."""
+        return self._emission
+
     def _at(self, table: Tensor, position: int) -> Tensor:
         return table[min(position, len(table) - 1)]
 

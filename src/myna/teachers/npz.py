@@ -1,8 +1,11 @@
-"""Hidden Markov models in numpy archives: keys pi, T and E.
+"""Hidden Markov models in numpy archives: keys pi, T and E, or the names that hmmlearn gives them.
 
-    pi (state,)    T (state, state) or (step, state, state)    E (state, token) or (step, state, token)
+    pi  startprob_      (state,)
+    T   transmat_       (state, state) or (step, state, state)
+    E   emissionprob_   (state, token) or (step, state, token)
 
-The archive does not say how long sequences are, so the horizon is given beside it.
+hmmlearn's names are also read without their underscore. The archive does not say how long
+sequences are, so the horizon is given beside it. Nothing is pickled: an archive holds numbers.
 """
 
 import math
@@ -14,11 +17,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from myna.errors import FormatError, InputError
 from myna.teachers.files import check_plain, check_table
 from myna.teachers.hmm import Hmm
 
+# What each table may be called; the first two are what is written.
+_NAMES = {
+    "pi": ("pi", "startprob_", "startprob"),
+    "T": ("T", "transmat_", "transmat"),
+    "E": ("E", "emissionprob_", "emissionprob"),
+}
 # What zipfile, zlib and numpy's own parser of headers are known to raise on damaged archives.
 _UNREADABLE = (
     OSError,
@@ -61,6 +72,44 @@ def _check_member(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> None:
         raise FormatError(f"{path}: {key!r} declares the shape {shape} and holds fewer numbers")
 
 
+def _key(path: Path, found: list[str], names: tuple[str, ...]) -> str:
+    """The one of the names that the archive has.
+
+    Raises:
+        FormatError: where it has none of them, or several.
+    """
+    here = [name for name in names if name in found]
+    if not here:
+        raise FormatError(
+            f"{path} lacks key {names[0]!r}; wanted pi, T and E, or startprob_, transmat_ and "
+            f"emissionprob_; got {found}"
+        )
+    if len(here) > 1:
+        raise FormatError(f"{path} has one table under two names, {' and '.join(here)}; drop one")
+    return here[0]
+
+
+def write_hmm(
+    path: Path,
+    initial_law: Float[Tensor, " state"],
+    transition: Float[Tensor, "state state"],
+    emission: Float[Tensor, "state token"],
+    *,
+    hmmlearn: bool = False,
+) -> None:
+    """Write a stationary model as an archive that `read_hmm` reads.
+
+    hmmlearn: use hmmlearn's names of the tables for keys
+
+    Raises:
+        OSError: where the file cannot be written.
+    """
+    tables = (table.cpu().numpy() for table in (initial_law, transition, emission))
+    names = (keys[1 if hmmlearn else 0] for keys in _NAMES.values())
+    with path.open("wb") as file:
+        np.savez(file, **dict(zip(names, tables, strict=True)))  # pyright: ignore[reportArgumentType]
+
+
 def read_hmm(path: Path, horizon: int) -> Hmm:
     """The HMM of an archive, over sequences of exactly `horizon` tokens.
 
@@ -75,13 +124,10 @@ def read_hmm(path: Path, horizon: int) -> Hmm:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise FormatError(f"{path} holds one array; wanted an archive with pi, T and E")
-            for key in ("pi", "T", "E"):
-                if key not in archive.files:
-                    raise FormatError(
-                        f"{path} lacks key {key!r}; wanted pi, T and E, got {archive.files}"
-                    )
+            for table, names in _NAMES.items():
+                key = _key(path, archive.files, names)
                 _check_member(path, archive, key)
-                tables[key] = torch.from_numpy(archive[key].astype(np.float64))
+                tables[table] = torch.from_numpy(archive[key].astype(np.float64))
     except _UNREADABLE as error:
         if isinstance(error, FormatError):
             raise
