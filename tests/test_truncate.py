@@ -13,7 +13,7 @@ from myna.learn.report import Structure
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.step import Step
 from myna.lowrank.student import strings
-from myna.lowrank.truncate import cuts_of, truncated
+from myna.lowrank.truncate import convex, cuts_of, truncated
 from myna.spec import Spec
 
 
@@ -141,3 +141,39 @@ def test_a_step_that_no_string_reaches_is_named():
     drawn = model.sample(10, torch.Generator().manual_seed(0), 3)
     with pytest.raises(InputError, match="position 3"):
         cuts_of(model, drawn)
+
+
+def test_convex_weights_are_probabilities_and_exclude_nothing():
+    """Laws with zeros: signed weights would leave some token none."""
+    model = chain(6, 6, 1, Structure.STATIONARY)
+    step = model.steps[0]
+    laws = step.laws * (torch.arange(6)[:, None] % 3 != torch.arange(3)[None])
+    laws = laws / laws.sum(1, keepdim=True)
+    change = torch.where((laws > 0)[:, :, None], step.change, 0.0)
+    model = LowRankModel.of(model.spec, model.first, (Step(laws, change),))
+    cuts = cuts_of(model, model.sample(2000, torch.Generator().manual_seed(1)))
+    before = 0.0
+    for rank in (5, 3, 2):
+        small = convex(model, cuts, (rank,))
+        kept = small.steps[0]
+        assert float(kept.change.min()) >= 0 and float(small.first.min()) >= 0
+        sums = kept.change.sum(2)[kept.laws > 1e-9]
+        torch.testing.assert_close(sums, torch.ones_like(sums), atol=1e-6, rtol=0)
+        lost = divergence(model, small)
+        assert before * 0.5 < lost < 2.0
+        before = lost
+    signed = divergence(model, truncated(model, cuts, (5,)))
+    assert signed < divergence(model, convex(model, cuts, (5,)))
+
+
+def test_a_convex_model_whose_histories_span_the_hull_is_exact():
+    """Deterministic states: every history is one of three corners."""
+    laws = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.25, 0.25, 0.5]]).double()
+    change = torch.eye(3).double()[None].repeat(3, 1, 1)  # the token names the next state
+    spec = Spec(("a", "b", "c"), None, 6, "")
+    first = torch.tensor([1.0, 0.0, 0.0]).double()
+    model = LowRankModel.of(spec, first, (Step(laws, change),))
+    cuts = cuts_of(model, model.sample(1000, torch.Generator().manual_seed(1)))
+    assert (
+        divergence(model, convex(model, cuts, (3,))) < 1e-4
+    )  # forgetting costs about 1e-5 a token

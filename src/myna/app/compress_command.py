@@ -112,19 +112,35 @@ def _show(
             f"{choice.parameters:,}",
             str(max(choice.ranks)),
             str(len(choice.ranks)),
+            "convex" if choice.convex else "signed",
             choice.precision.value,
             f"{choice.kl.mean:.3g}",
             f"{choice.nanoseconds:.0f}",
         ]
         for name, choice in (("copy", report.whole), ("smaller", report.chosen))
     ]
-    columns = ["", "bytes", "numbers", "rank", "tables", "entries", "KL a token", "ns a token"]
+    columns = [
+        "",
+        "bytes",
+        "numbers",
+        "rank",
+        "tables",
+        "weights",
+        "entries",
+        "KL a token",
+        "ns a token",
+    ]
     output.show_table("compressed", columns, rows)
     output.out.print(f"tying       {report.tying}", markup=False)
     output.out.print(f"tried       {len(report.choices)} choices in {report.seconds:.1f} s")
     output.out.print(f"certificate against {teacher or student}:", markup=False)
     output.show_certificate(certificate)
     output.out.print(f"saved       {out}", markup=False)
+
+
+def _named(choice: Choice) -> str:
+    tables = "one" if len(choice.ranks) == 1 else "one a position"
+    return f"{tables}, {'convex' if choice.convex else 'signed'}"
 
 
 def _chart(found: Compressed, title: str) -> alt.VConcatChart:
@@ -136,7 +152,7 @@ def _chart(found: Compressed, title: str) -> alt.VConcatChart:
             "ns a token": choice.nanoseconds,
             "KL": max(choice.kl.mean, _ROUNDING),
             "entries": choice.precision.value,
-            "tables": "one" if len(choice.ranks) == 1 else "one a position",
+            "form": _named(choice),
             "rank": max(choice.ranks),
             "chosen": choice is report.chosen,
         }
@@ -155,7 +171,7 @@ def _chart(found: Compressed, title: str) -> alt.VConcatChart:
                 ),
                 y=alt.Y(f"{field}:Q", scale=alt.Scale(type="log")),
                 color=alt.Color("entries:N", title="entries"),
-                shape=alt.Shape("tables:N", title="tables"),
+                shape=alt.Shape("form:N", title="tables, weights"),
                 tooltip=["bytes:Q", "KL:Q", "rank:Q", "ns a token:Q"],
             )
         )

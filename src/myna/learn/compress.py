@@ -1,9 +1,10 @@
 """A smaller copy of a copy: what to leave out, each choice measured, the cheapest one kept.
 
-Three means, and all their combinations:
+Three means, and their combinations:
 
     ranks      basis histories that tell little of the future are left out, the same canonical
-               correlation being the limit at every cut (`lowrank.truncate`)
+               correlation being the limit at every cut; signed weights or convex ones
+               (`lowrank.truncate`)
     tying      one table for all positions, where the copy has such a form: it is asked as a teacher
                and learned again with one basis, and taken only if that copy passes its own check
     bits       entries as float64, float32 or bfloat16; zeros cost one bit (`lowrank.packed`)
@@ -18,6 +19,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -28,7 +30,7 @@ from myna.learn.report import ExactSettings, Outcome, Structure
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.packed import Precision, rounded
 from myna.lowrank.student import Strings, sampling_limit
-from myna.lowrank.truncate import Cut, cuts_of, truncated
+from myna.lowrank.truncate import Cut, convex, cuts_of, truncated
 from myna.teachers.copies import CopyTeacher
 from myna.teachers.ledger import Ledger
 
@@ -74,6 +76,7 @@ class Choice:
     """One way to make the copy smaller, and what it costs.
 
     tied: whether one table serves all positions that had tables of their own
+    convex: whether weights over kept histories are probabilities
     ranks: at each stored cut
     precision: of the entries
     parameters, bytes: numbers and bytes stored
@@ -82,6 +85,7 @@ class Choice:
     """
 
     tied: bool
+    convex: bool
     ranks: tuple[int, ...]
     precision: Precision
     parameters: int
@@ -136,23 +140,23 @@ def compress(
     fresh = copy.sample(settings.strings, generator, limit)
     progress("tying")
     tied, tying = _tied(copy, generator)
-    choices, kept = [_measured(copy, copy, Precision.DOUBLE, fresh, tied=False)], [copy]
+    whole = _Form(copy, tied=False, convex=False)
+    choices, kept = [_measured(copy, whole, Precision.DOUBLE, fresh)], [copy]
     for form in [copy] if tied is None else [copy, tied]:
-        for smaller in _rungs(form, drawn, settings.max_rank):
-            progress(f"rank {max(smaller.ranks)}")
+        for smaller in _rungs(form, drawn, settings.max_rank, tied=form is tied):
+            progress(f"rank {max(smaller.model.ranks)}")
             for precision in Precision:
-                choices.append(_measured(copy, smaller, precision, fresh, tied=form is tied))
-                kept.append(smaller)
+                choices.append(_measured(copy, smaller, precision, fresh))
+                kept.append(smaller.model)
     best = _best(choices, settings)
     chosen = choices[best]
     student, _ = rounded(kept[best], chosen.precision)
-    whole = choices[0]
     reason = (
-        f"{chosen.bytes:,} of {whole.bytes:,} bytes, {chosen.kl.mean:.3g} +- "
+        f"{chosen.bytes:,} of {choices[0].bytes:,} bytes, {chosen.kl.mean:.3g} +- "
         f"{chosen.kl.half_width:.2g} nats a token from the copy"
     )
     report = CompressReport(
-        reason, chosen, whole, tuple(choices), tying, time.perf_counter() - began
+        reason, chosen, choices[0], tuple(choices), tying, time.perf_counter() - began
     )
     return Compressed(student, chosen.precision, report)
 
@@ -173,18 +177,29 @@ def _tied(copy: LowRankModel, generator: torch.Generator) -> tuple[LowRankModel 
     return result.student, f"one table of rank {result.student.ranks[0]} serves all positions"
 
 
-def _rungs(form: LowRankModel, drawn: Strings, max_rank: int | None) -> Iterator[LowRankModel]:
+class _Form(NamedTuple):
+    """A smaller model before its entries are rounded."""
+
+    model: LowRankModel
+    tied: bool
+    convex: bool
+
+
+def _rungs(
+    form: LowRankModel, drawn: Strings, max_rank: int | None, *, tied: bool
+) -> Iterator[_Form]:
     """The form itself and ever smaller ones, each other ranks than the one before."""
     cuts = cuts_of(form, drawn)
     before: tuple[int, ...] = ()
     if max_rank is None or max(form.ranks) <= max_rank:
-        yield form
+        yield _Form(form, tied, convex=False)
         before = form.ranks
     for threshold in _thresholds(cuts):
         ranks = tuple(min(cut.rank_above(threshold), max_rank or 2**62) for cut in cuts)
         if ranks != before:
             before = ranks
-            yield truncated(form, cuts, ranks)
+            yield _Form(truncated(form, cuts, ranks), tied, convex=False)
+            yield _Form(convex(form, cuts, ranks), tied, convex=True)
 
 
 def _thresholds(cuts: tuple[Cut, ...]) -> list[float]:
@@ -198,16 +213,17 @@ def _thresholds(cuts: tuple[Cut, ...]) -> list[float]:
     return [0.999 * low, *(1.001 * step for step in steps)]
 
 
-def _measured(
-    copy: LowRankModel, smaller: LowRankModel, precision: Precision, fresh: Strings, *, tied: bool
-) -> Choice:
+def _measured(copy: LowRankModel, form: _Form, precision: Precision, fresh: Strings) -> Choice:
     """What a choice costs and loses."""
+    smaller = form.model
     student, size = rounded(smaller, precision)
     parameters = smaller.num_parameters
     kl = divergence_rate(copy, student, fresh)
     spent = min(_seconds(student, fresh) for _ in range(_REPEATS))
     nanoseconds = 1e9 * spent / max(1, kl.tokens)
-    return Choice(tied, smaller.ranks, precision, parameters, size, kl, nanoseconds)
+    return Choice(
+        form.tied, form.convex, smaller.ranks, precision, parameters, size, kl, nanoseconds
+    )
 
 
 def _seconds(student: LowRankModel, fresh: Strings) -> float:

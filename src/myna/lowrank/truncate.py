@@ -22,6 +22,15 @@ V the best linear guess of c from s: a kept history is what its scores tell of i
 
 Where r is the rank the whole model is kept, up to rounding.
 
+Signed weights can leave a token that Q allows with no probability at all, and then KL is infinite: the
+rule, not the exception, where laws have many zeros. `convex` gives that up for a positive form: kept
+histories stand for themselves, weights are those of the nearest point of their convex hull, and with
+a small probability e the history is forgotten and the mean one takes its place,
+
+    L' = (1 - e) V L + e m,      m = c_mean L,
+
+so every token that Q allows anywhere at the cut keeps some probability.
+
 This is balanced truncation (Moore, 1981) of a weighted automaton (Balle, Panangaden and Precup,
 arXiv 1501.06841), in the chi-square geometry of laws instead of the Hilbert-Schmidt norm of the
 Hankel matrix, in which strings of small probability count as little as their squares.
@@ -35,6 +44,7 @@ from torch import Tensor
 
 from myna.errors import InputError
 from myna.lowrank.model import LowRankModel
+from myna.lowrank.noisy import convex_coefficients
 from myna.lowrank.spanner import barycentric_spanner
 from myna.lowrank.step import Step
 from myna.lowrank.student import Strings
@@ -43,6 +53,7 @@ _CANDIDATES = 1000  # drawn histories of which a basis is chosen, at most, at ea
 _TINY = 1e-12  # of the largest eigenvalue of D: below it directions are rounding
 
 _POSSIBLE = 1e-12  # a smaller probability of a kept history is rounding
+_FORGOTTEN = 1e-5  # e
 
 
 class Cut(NamedTuple):
@@ -50,6 +61,7 @@ class Cut(NamedTuple):
 
     coefficients: (candidate, rank), of drawn histories
     histories: the candidates, as tokens
+    mean: (rank,), the mean of all drawn coefficients
     past: (rank, rank), Gamma
     future: (rank, kept), D^1/2 with rounding cut off: D = future @ future.T
     directions: (kept, kept), columns sorted by what they tell, in the coordinates of c @ future
@@ -58,6 +70,7 @@ class Cut(NamedTuple):
 
     coefficients: Float[Tensor, "candidate rank"]
     histories: tuple[tuple[int, ...], ...]
+    mean: Float[Tensor, " rank"]
     past: Float[Tensor, "rank rank"]
     future: Float[Tensor, "rank kept"]
     directions: Float[Tensor, "kept kept"]
@@ -82,11 +95,20 @@ def cuts_of(model: LowRankModel, drawn: Strings) -> tuple[Cut, ...]:
     """
     forward = _forward(model, drawn)
     backward = _backward(model, drawn, forward)
-    cuts = []
-    for index in range(len(model.steps)):
-        places = [t for t in range(len(forward)) if min(t, len(model.steps) - 1) == index]
-        cuts.append(_cut(index, places, forward, backward, drawn))
-    return tuple(cuts)
+    return tuple(_cut(places, forward, backward, drawn) for places in _served(model, len(forward)))
+
+
+def _served(model: LowRankModel, length: int) -> list[list[int]]:
+    """The positions of each stored step, of those below a length."""
+    last = len(model.steps) - 1
+    served = [[t for t in range(length) if min(t, last) == index] for index in range(last + 1)]
+    for index, places in enumerate(served):
+        if not places:
+            raise InputError(
+                f"no drawn string has a token at position {index}, so nothing says what may be "
+                "cut there; draw more strings"
+            )
+    return served
 
 
 def _forward(model: LowRankModel, drawn: Strings) -> list[Float[Tensor, "_ _"]]:
@@ -108,8 +130,11 @@ def _forward(model: LowRankModel, drawn: Strings) -> list[Float[Tensor, "_ _"]]:
 def _backward(
     model: LowRankModel, drawn: Strings, forward: list[Float[Tensor, "_ _"]]
 ) -> list[Float[Tensor, "_ _"]]:
-    """Q(x_t.. | h_i) / Q_t(x_t..) of the same strings, for each t."""
+    """Q(x_t.. | h_i) / Q_s(x_t..) of the same strings, for each t; Q_s of all that step s serves."""
     found: list[Tensor] = []
+    means = [
+        torch.cat([forward[t] for t in places]).mean(0) for places in _served(model, len(forward))
+    ]
     behind = torch.empty(0)
     for t in reversed(range(len(forward))):
         step = model.step_at(t)
@@ -119,7 +144,7 @@ def _backward(
         goes_on = drawn.lengths[alive] > t + 1
         if bool(goes_on.any()):
             value[goes_on] = _before(step, tokens[goes_on], behind)
-        behind = value / (value @ forward[t].mean(0))[:, None]
+        behind = value / (value @ means[min(t, len(means) - 1)])[:, None]
         found.append(behind)
     return found[::-1]
 
@@ -136,18 +161,12 @@ def _before(
 
 
 def _cut(
-    index: int,
     places: list[int],
     forward: list[Float[Tensor, "_ _"]],
     backward: list[Float[Tensor, "_ _"]],
     drawn: Strings,
 ) -> Cut:
     """One stored step, all places that it serves together."""
-    if not places:
-        raise InputError(
-            f"no drawn string has a token at position {index}, so nothing says what may be cut "
-            "there; draw more strings"
-        )
     past = torch.cat([forward[t] for t in places])
     ahead = torch.cat([backward[t] for t in places])
     values, vectors = torch.linalg.eigh(ahead.T @ ahead / len(ahead))
@@ -159,6 +178,7 @@ def _cut(
     return Cut(
         coefficients,
         histories,
+        past.mean(0),
         past.T @ past / len(past),
         future,
         directions.flip(1),
@@ -195,6 +215,33 @@ def truncated(model: LowRankModel, cuts: tuple[Cut, ...], ranks: tuple[int, ...]
             beyond = torch.eye(step.change.shape[2], dtype=kept.dtype)  # nothing follows
         steps.append(_smaller(step, kept, beyond, tuple(cut.histories[int(r)] for r in rows)))
     return LowRankModel.of(model.spec, model.first @ maps[0][0], tuple(steps))
+
+
+def convex(model: LowRankModel, cuts: tuple[Cut, ...], ranks: tuple[int, ...]) -> LowRankModel:
+    """`truncated` in its positive form: more is lost, but no token that the model allows."""
+    chosen = [_basis(cut, rank) for cut, rank in zip(cuts, ranks, strict=True)]
+    corners = [cut.coefficients[rows] @ cut.future for cut, rows in zip(cuts, chosen, strict=True)]
+    steps = []
+    for t, (step, cut, rows) in enumerate(zip(model.steps, cuts, chosen, strict=True)):
+        kept = torch.cat([cut.coefficients[rows], cut.mean[None]])
+        laws = (kept @ step.laws).clamp(min=0)
+        laws = torch.where(laws > _POSSIBLE, laws, 0.0)
+        beyond = min(t + 1, len(cuts) - 1)
+        children = torch.einsum("ji,oik->jok", kept, step.operators)
+        weights = children.new_zeros((*laws.shape, len(corners[beyond])))
+        if children.shape[2] == len(cuts[beyond].future):  # else nothing follows
+            alive = (laws > 0) & (children.abs().sum(2) > 0)
+            scaled = children[alive] / laws[alive][:, None]
+            weights[alive] = convex_coefficients(scaled @ cuts[beyond].future, corners[beyond])
+        moved = laws[:, :, None] * weights
+        own, mean = slice(0, len(rows)), len(rows)
+        mixed = (1 - _FORGOTTEN) * laws[own] + _FORGOTTEN * laws[mean]
+        after = (1 - _FORGOTTEN) * moved[own] + _FORGOTTEN * moved[mean]
+        change = after / mixed.clamp(min=_POSSIBLE * _FORGOTTEN)[:, :, None]
+        names = tuple(cut.histories[int(r)] for r in rows)
+        steps.append(Step(mixed, change, names))
+    first = convex_coefficients((model.first @ cuts[0].future)[None], corners[0])[0]
+    return LowRankModel.of(model.spec, first, tuple(steps))
 
 
 def _basis(cut: Cut, rank: int) -> Int[Tensor, " basis"]:
