@@ -1,19 +1,22 @@
 """A real part-of-speech model with 8,870 symbols, copied from next-token laws alone.
 
-    python bench/jieba.py
+    python bench/jieba.py [FOLDER]     # save the copy there
 
 The Chinese part-of-speech HMM of jieba (163 states, stationary), asked as a teacher. Bars: at most 4
 times the dense numbers of the original (163^2 + 163 x 8,870 + 163 = 1.47M), everything included;
 peak resident memory below 8 GiB, teacher included; KL <= 1e-6 nats a token along fresh text.
 """
 
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from results import need_shared, save
 
 from myna.learn.wide import WideSettings, learn_wide
+from myna.teachers.copies import save_copy
 from myna.teachers.hmm import Hmm
 from myna.teachers.ledger import Ledger
 
@@ -60,6 +63,8 @@ def main() -> None:
         "processor_seconds": time.process_time() - began,
     }
     print(row)
+    if sys.argv[1:]:
+        save_copy(Path(sys.argv[1]), result.student, {"benchmark": "jieba"}, overwrite=True)
     save("jieba", {"runs": [row]})
 
 

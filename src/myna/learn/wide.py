@@ -44,6 +44,7 @@ class WideSettings:
     strings, max_tokens: drawn from the teacher for the first histories, and cut there
     parts_tolerance: singular values of the operators below this share of the first are left out
     max_parts: shared matrices at most; None for as many as the rank
+    floor: of the copy's laws, over the number of tokens (`lowrank.mixed`)
     fresh: strings along which the finished copy is measured
     """
 
@@ -53,6 +54,7 @@ class WideSettings:
     max_tokens: int = 24
     parts_tolerance: float = 1e-12
     max_parts: int | None = None
+    floor: float = 1e-9
     fresh: int = 100
 
     def __post_init__(self) -> None:
@@ -251,12 +253,15 @@ class _Basis:
             self._operators[i] = torch.nn.functional.pad(table, (0, rank - table.shape[1]))
         first = torch.zeros(rank, dtype=self._scale.dtype)
         first[0] = 1.0
-        most = self._settings.max_parts or rank
+        settings = self._settings
+        most = settings.max_parts or rank
         weights, parts, left_out = few_parts(
-            self._operators, self._scale, self._settings.parts_tolerance, generator, most
+            self._operators, self._scale, settings.parts_tolerance, generator, most
         )
         language = self._view.spec
-        model = MixedModel.of(language, first, weights, parts, tuple(self.histories))
+        model = MixedModel.of(
+            language, first, weights, parts, settings.floor, tuple(self.histories)
+        )
         return model, left_out
 
 

@@ -7,8 +7,11 @@ tokens there are. Here
 
     A_o = sum_k w[o, k] M_k,        q_o = sum_k w[o, k] (c M_k 1),        c' = c A_o / q_o,
 
-O K + K S^2 numbers instead of O S (S + 1). Weights q are clipped and normalised as in
-`lowrank.model`; coefficients are divided by their own sum, which is q_o up to rounding.
+O K + K S^2 numbers instead of O S (S + 1). Coefficients are divided by their own sum, which is
+q_o up to rounding. Among thousands of tokens some are so rare that their weight is rounding, below
+zero as often as above, so Q is not only clipped as in `lowrank.model` but keeps a floor,
+
+    Q(o | x) = (1 - f) max(q_o, 0) / sum_a max(q_a, 0) + f / O.
 """
 
 import dataclasses
@@ -21,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import InputError
-from myna.lowrank.batch import Weights, bayes, split_weights
+from myna.lowrank.batch import bayes, split_weights
 from myna.lowrank.student import State, StepInfo, Stepped
 from myna.spec import Spec, fingerprint
 
@@ -34,6 +37,7 @@ class MixedModel(Stepped):
     first: (rank,), the coefficients of the empty history
     weights: (token, part), w
     parts: (part, rank, rank), M
+    floor: f, in [0, 1)
     histories: the basis histories, for people to read
 
     Raises:
@@ -44,10 +48,13 @@ class MixedModel(Stepped):
     first: Float[Tensor, " rank"]
     weights: Float[Tensor, "token part"]
     parts: Float[Tensor, "part rank rank"]
+    floor: float = 0.0
     histories: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the tables fit together."""
+        if not 0 <= self.floor < 1:
+            raise InputError(f"a floor lies in [0, 1), got {self.floor}")
         if self.spec.stop is not None:
             raise InputError("shared operators are for languages without a stop token")
         shapes = (self.spec.num_tokens, len(self.parts)), (len(self.first),) * 2
@@ -65,14 +72,22 @@ class MixedModel(Stepped):
         first: Float[Tensor, " rank"],
         weights: Float[Tensor, "token part"],
         parts: Float[Tensor, "part rank rank"],
+        floor: float = 0.0,
         histories: tuple[tuple[int, ...], ...] = (),
     ) -> "MixedModel":
         """A model of a language, with a fingerprint of its own numbers."""
         mark = fingerprint(
-            "mixed", language.alphabet, language.stop, language.horizon, first, weights, parts
+            "mixed",
+            language.alphabet,
+            language.stop,
+            language.horizon,
+            first,
+            weights,
+            parts,
+            floor,
         )
         spec = dataclasses.replace(language, fingerprint=mark)
-        return cls(spec, first, weights, parts, histories)
+        return cls(spec, first, weights, parts, floor, histories)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -95,20 +110,20 @@ class MixedModel(Stepped):
         return State(self.first.expand(batch, -1), 0)
 
     def law(self, state: State) -> Float[Tensor, "batch token"]:
-        """Log Q(o | x), clipped and normalised (nats)."""
-        weights = self._weights(state)
-        return (weights.values / weights.total[:, None]).log()
+        """Log Q(o | x), clipped, normalised and above the floor (nats)."""
+        return self._probabilities(state).log()
 
     def step(self, state: State, tokens: Int[Tensor, " batch"]) -> tuple[State, StepInfo]:
-        """Bayes' rule; an impossible token leaves no coefficients (all zero)."""
-        weights = self._weights(state)
-        log_prob = (weights.values.gather(1, tokens[:, None])[:, 0] / weights.total).log()
+        """Bayes' rule; a token without weight leaves no coefficients (all zero)."""
+        log_prob = self._probabilities(state).gather(1, tokens[:, None])[:, 0].log()
         reached = torch.einsum("bi,kij->bkj", state.vector, self.parts)
         moved = torch.einsum("bkj,bk->bj", reached, self.weights[tokens])
         return State(bayes(moved, moved.sum(1)), state.position + 1), StepInfo(log_prob)
 
-    def _weights(self, state: State) -> Weights:
-        return split_weights(state.vector @ self.summed)[1]
+    def _probabilities(self, state: State) -> Float[Tensor, "batch token"]:
+        weights = split_weights(state.vector @ self.summed)[1]
+        clipped = weights.values / weights.total[:, None]
+        return (1 - self.floor) * clipped + self.floor / self.spec.num_tokens
 
 
 def describe_mixed(model: MixedModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -118,14 +133,15 @@ def describe_mixed(model: MixedModel) -> tuple[dict[str, Tensor], dict[str, Any]
         "spec": dataclasses.asdict(model.spec),
         "ranks": list(model.ranks),
         "histories": [[list(h) for h in model.histories]],
-        "mixed": len(model.parts),
+        "mixed": {"floor": model.floor},
     }
 
 
 def read_mixed(spec: Spec, tensors: dict[str, Tensor], text: dict[str, Any]) -> MixedModel:
     """The model that `describe_mixed` wrote down, with the fingerprint of its own numbers."""
     histories = tuple(tuple(h) for h in text["histories"][0])
-    return MixedModel.of(spec, tensors["first"], tensors["weights"], tensors["parts"], histories)
+    tables = (tensors[name] for name in ("first", "weights", "parts"))
+    return MixedModel.of(spec, *tables, text["mixed"]["floor"], histories)
 
 
 def few_parts(
