@@ -73,15 +73,19 @@ class Fused(NamedTuple):
         ranks = {len(self.first), *(step.rank for step in self.steps)}
         return ranks.pop() if len(ranks) == 1 else 0
 
-    def work_at(self, position: int) -> tuple[int, int]:
-        """Numbers that scoring one token touches, and multiply-adds, before padding."""
+    def work_at(self, position: int, *, last: bool) -> tuple[int, int]:
+        """Numbers that scoring one token touches, and multiply-adds, before padding.
+
+        last: the string ends with this token, so no coefficients follow
+        """
         step = self.steps[min(position, len(self.steps) - 1)]
+        weighing = step.rank * len(step.emissions)
+        if last:
+            reading = step.rank if self.positive else weighing
+            return step.rank + reading, reading
         square, both = step.rank * step.next_rank, step.rank + step.next_rank
-        if self.positive:
-            scaled = step.rank if self.shared else 0
-            return square + both + scaled, square + scaled
-        weights = step.rank * len(step.emissions)
-        return square + both + weights, square + weights
+        reading = (step.rank if self.shared else 0) if self.positive else weighing
+        return square + both + reading, square + reading
 
 
 def fuse(model: LowRankModel, dtype: torch.dtype) -> Fused:
