@@ -15,6 +15,7 @@ from double precision's by more than SAFE nats a token.
 
 import contextlib
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -117,7 +118,7 @@ def largest_difference(plain: Student, other: Student, drawn: Strings) -> float:
 def measure(model: LowRankModel, compiled: CompiledModel, drawn: Strings) -> SpeedReport:
     """Both models on the same strings, on one thread, beside a copy and a matrix product."""
     with _one_thread():
-        bandwidth, products = copy_bandwidth(), product_rate()
+        bandwidth, products = copy_bandwidth(), product_rate(compiled.precision)
         paces = [
             Pace(scoring_rate(each, drawn), step_latency(each, drawn)) for each in (model, compiled)
         ]
@@ -144,7 +145,7 @@ def _work(fused: Fused, drawn: Strings) -> tuple[float, float]:
     size = fused.first.element_size()
     alive = [*alive_counts(drawn.lengths, drawn.tokens.shape[1]), 0]
     moved = added = 0
-    for t, (here, beyond) in enumerate(zip(alive, alive[1:], strict=False)):
+    for t, (here, beyond) in enumerate(itertools.pairwise(alive)):
         for count, last in ((beyond, False), (here - beyond, True)):
             numbers, products = fused.work_at(t, last=last)
             moved, added = moved + count * numbers, added + count * products
@@ -158,10 +159,10 @@ def copy_bandwidth() -> float:
     return 2 * _COPIED / _seconds(lambda: np.copyto(target, source))
 
 
-def product_rate() -> float:
-    """Multiply-adds a second of a matrix product in double precision."""
+def product_rate(precision: Precision) -> float:
+    """Multiply-adds a second of a matrix product."""
     size = 512
-    table = torch.ones(size, size, dtype=torch.float64)
+    table = torch.ones(size, size, dtype=precision.dtype)
     return size**3 / _seconds(lambda: torch.mm(table, table))
 
 

@@ -69,9 +69,9 @@ class Fused(NamedTuple):
 
     @property
     def one_rank(self) -> int:
-        """The rank where all are equal, else 0."""
+        """The rank where all are equal and so small that loops over it cost, else 0."""
         ranks = {len(self.first), *(step.rank for step in self.steps)}
-        return ranks.pop() if len(ranks) == 1 else 0
+        return ranks.pop() if len(ranks) == 1 and ranks <= {2, 4, 8} else 0
 
     def work_at(self, position: int, *, last: bool) -> tuple[int, int]:
         """Numbers that scoring one token touches, and multiply-adds, before padding.

@@ -75,9 +75,13 @@ class CompiledModel:
                 f"a model is compiled in float64 or float32, got {self.precision.value}"
             )
 
-    @functools.cached_property
+    @property
     def spec(self) -> Spec:
         """The plain model's; in single precision with a fingerprint of its own."""
+        return self._spec
+
+    @functools.cached_property
+    def _spec(self) -> Spec:
         plain = self.model.spec
         if self.precision is Precision.DOUBLE:
             return plain

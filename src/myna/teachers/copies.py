@@ -107,8 +107,9 @@ class SavedCopy:
     @property
     def low_rank(self) -> LowRankModel | MixedModel | Isan | ProgramModel:
         """Laws or logits, and changes of basis."""
-        within = isinstance(self.model, ProjectedModel | CompiledModel)
-        return self.model.model if within else self.model
+        if isinstance(self.model, ProjectedModel | CompiledModel):
+            return self.model.model
+        return self.model
 
     @property
     def projection(self) -> str | None:
@@ -295,7 +296,7 @@ def load_copy(folder: Path) -> SavedCopy:
         raise
     except InputError as error:
         raise FormatError(f"{folder}: {error}") from error
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise FormatError(
             f"{folder}: the saved copy lacks or garbles {error}; save it again"
         ) from error
@@ -314,10 +315,9 @@ def _assembled(
 ) -> LowRankModel | ProjectedModel | MixedModel | Isan | ProgramModel | CompiledModel:
     """The model, with a fingerprint of the numbers read."""
     histories = text["histories"]
-    if text["version"] == VERSION and "program" in text:
-        return _program(spec, tensors, text)
     if text["version"] == VERSION:
-        return _network(spec, tensors, histories)
+        network = "program" not in text
+        return _network(spec, tensors, histories) if network else _program(spec, tensors, text)
     if text["version"] == _PACKED and "mixed" in text:
         return read_mixed(spec, tensors, text)
     if text["version"] == _PACKED:
@@ -328,19 +328,11 @@ def _assembled(
         for t in range(len(text["ranks"]))
     )
     model = LowRankModel.of(spec, tensors["first"], steps)
+    if text["version"] == _COMPILED:
+        return CompiledModel(model, Precision(text["compiled"]["precision"]))
     if text["version"] == 1:
         return model
-    if text["version"] == _COMPILED:
-        return CompiledModel(model, _precision(text["compiled"]["precision"]))
     return ProjectedModel.of(model, *read_regions(tensors, text["projection"]))
-
-
-def _precision(name: str) -> Precision:
-    """By its name in the file."""
-    try:
-        return Precision(name)
-    except ValueError as error:
-        raise FormatError(f"{name!r} is no precision of a compiled copy") from error
 
 
 def _network(spec: Spec, tensors: dict[str, Tensor], histories: list[list[list[int]]]) -> Isan:

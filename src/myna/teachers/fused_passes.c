@@ -348,9 +348,10 @@ int myna_rows(const struct model *m, const struct rows *rows) {
             for (long o = 0; o < m->tokens; o++)
                 rows->law[r * m->tokens + o] = log(chance(q[o], total, m->tokens));
         if (rows->uniform) rows->token[r] = drawn(q, total, m->tokens, rows->uniform[r]);
-        if (!rows->y) continue;
+        if (!rows->token) continue;
         int64_t token = rows->token[r];
         if (rows->log_prob) rows->log_prob[r] = log(chance(q[token], total, m->tokens));
+        if (!rows->y) continue; /* nothing follows */
         move(1, 1, m, step, &x, &token, &y);
         divide(y, step->next, q[token]);
         memcpy(rows->y + r * step->next, y, sizeof(REAL) * step->next);
