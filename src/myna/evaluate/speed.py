@@ -119,16 +119,17 @@ def measure(model: LowRankModel, compiled: CompiledModel, drawn: Strings) -> Spe
     """Both models on the same strings, on one thread, beside a copy and a matrix product."""
     with _one_thread():
         bandwidth, products = copy_bandwidth(), product_rate(compiled.precision)
-        paces = [
+        plain, fast = (
             Pace(scoring_rate(each, drawn), step_latency(each, drawn)) for each in (model, compiled)
-        ]
-    rate = paces[1].tokens_per_second
+        )
+    rate = fast.tokens_per_second
     touched, work = _work(compiled.fused, drawn)
     tables = [part for step in compiled.fused.steps for part in (step.laws, step.moves)]
     once = sum(table.numel() * table.element_size() for table in tables)
     fresh = 8 + once / int(drawn.lengths.sum())
     return SpeedReport(
-        *paces,
+        plain,
+        fast,
         largest_difference(model, compiled, drawn),
         bandwidth,
         touched,

@@ -97,8 +97,10 @@ def fuse(model: LowRankModel, dtype: torch.dtype) -> Fused:
     steps = []
     for t, step in enumerate(model.steps):
         moves = step.operators if transitions is None else transitions[t]
-        tables = (_padded(table, lanes, dtype) for table in (step.laws, step.laws.T, moves))
-        steps.append(FusedStep(*tables, step.rank, step.change.shape[2]))
+        laws, emissions, moves = (
+            _padded(table, lanes, dtype) for table in (step.laws, step.laws.T, moves)
+        )
+        steps.append(FusedStep(laws, emissions, moves, step.rank, step.change.shape[2]))
     return Fused(
         model.first.to("cpu", dtype).contiguous(),
         tuple(steps),
