@@ -16,6 +16,7 @@ from myna.lowrank.projected import ProjectedModel
 from myna.lowrank.region import Hull
 from myna.lowrank.step import Step
 from myna.spec import Spec, numbered
+from myna.teachers.compiled import CompiledModel
 from myna.teachers.copies import CopyTeacher
 from myna.teachers.function import FunctionTeacher
 from myna.teachers.ledger import Ledger
@@ -90,6 +91,14 @@ def students():
     form = hidden_form(stationary, torch.Generator().manual_seed(0))
     assert form.model is not None, form.reason
     found["hidden form"] = form.model
+    for name in (
+        f"copy of {ZOO[0]}",
+        f"copy of {ZOO[1]}",
+        "copy of a function",
+        "signed",
+        "hidden form",
+    ):
+        found[f"{name}, compiled"] = CompiledModel(found[name])
     found["projected"] = projected(found[f"copy of {ZOO[1]}"])
     found["hmm"] = open_teacher(ZOO[1])
     wide = WideSettings(strings=20, max_tokens=3, fresh=5)

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from myna.app import ledger_command, output
 from myna.app.automaton_command import automaton_command
 from myna.app.budget import Budgets, budget_of, open_within, read_budget
+from myna.app.compile_command import compile_command
 from myna.app.compress_command import compress_command
 from myna.app.copytest_command import copytest_command
 from myna.app.explain_command import explain_command
@@ -75,6 +76,7 @@ app.command("spectrum")(spectrum_command)
 app.command("copytest")(copytest_command)
 app.command("lingen")(lingen_command)
 app.command("automaton")(automaton_command)
+app.command("compile")(compile_command)
 app.command("compress")(compress_command)
 app.command("explain")(explain_command)
 app.command("hmm")(hmm_command)

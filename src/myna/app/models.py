@@ -12,6 +12,7 @@ from myna.errors import FormatError, InputError
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.student import Strings, strings
 from myna.spec import Spec
+from myna.teachers.compiled import CompiledModel
 from myna.teachers.copies import CopyTeacher, SavedCopy, load_copy
 from myna.teachers.stepped import SteppedTeacher
 from myna.teachers.uri import open_teacher
@@ -23,11 +24,13 @@ def open_saved(folder: str) -> SavedCopy:
 
 
 def plain_copy(folder: str, saved: SavedCopy) -> LowRankModel:
-    """The low-rank model of a copy that is nothing else.
+    """The low-rank model of a copy that is nothing else, or is that compiled.
 
     Raises:
         InputError: for copies in log-probability space and projected ones.
     """
+    if isinstance(saved.model, CompiledModel):
+        return saved.model.model
     if not isinstance(saved.model, LowRankModel):
         raise InputError(
             f"{folder} is no plain copy in probability space, whose rows are what is read; "

@@ -11,7 +11,9 @@ A saved copy is a folder of two plain files, nothing executable:
                         version 3 says "space": "logits", and has "program" where
                         coefficients solve linear programs;
                         version 4 has "packed": tables with fewer bytes (`lowrank.packed`), or
-                        "mixed": operators that share a few matrices (`lowrank.mixed`)
+                        "mixed": operators that share a few matrices (`lowrank.mixed`);
+                        version 5 is version 1 with "compiled": {"precision": ...}, a model
+                        that is read back in its form for use (`teachers.compiled`)
 
 A model without a projection is still written as version 1, which older readers take.
 Saving is atomic: the folder appears whole or not at all.
@@ -42,12 +44,14 @@ from myna.lowrank.projected import ProjectedModel, describe_regions, read_region
 from myna.lowrank.step import Step
 from myna.lowrank.student import State, StepInfo, Strings, Student
 from myna.spec import Spec
+from myna.teachers.compiled import CompiledModel
 from myna.teachers.files import check_plain, read_json
 from myna.teachers.stepped import SteppedTeacher
 
 FORMAT = "myna low-rank model"
 VERSION = 3  # of models in log-probability space; projected models are 2, others 1
 _PACKED = 4
+_COMPILED = 5
 _TENSORS, _TEXT = "model.safetensors", "model.json"
 
 
@@ -91,18 +95,21 @@ class SavedCopy:
     """A copy read from disk.
 
     model: the student
-    low_rank: the low-rank model in it, before any projection (in log-probability space: as it is)
+    low_rank: the low-rank model in it, before any projection or compiling (in log-probability
+        space: as it is)
     projection: the kind of set that coefficients are kept in, None for none
     about: where it comes from (teacher, settings, report, commit), as saved
     """
 
-    model: LowRankModel | ProjectedModel | MixedModel | Isan | ProgramModel
+    model: LowRankModel | ProjectedModel | MixedModel | Isan | ProgramModel | CompiledModel
     about: dict[str, Any]
 
     @property
     def low_rank(self) -> LowRankModel | MixedModel | Isan | ProgramModel:
         """Laws or logits, and changes of basis."""
-        return self.model.model if isinstance(self.model, ProjectedModel) else self.model
+        if isinstance(self.model, ProjectedModel | CompiledModel):
+            return self.model.model
+        return self.model
 
     @property
     def projection(self) -> str | None:
@@ -122,7 +129,7 @@ def save_copy(
 
     Raises:
         InputError: where the folder exists and is not to be, or cannot be, replaced; for a
-            student that is no low-rank model, projected or mixed one, network or program.
+            student that is no low-rank model, projected, mixed or compiled one, network or program.
     """
     check_destination(folder, overwrite=overwrite)
     _write(folder, *_described(model), about)
@@ -184,6 +191,11 @@ def _described(model: Student) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A model as named tensors and JSON types; `_assembled` undoes it."""
     if isinstance(model, ProgramModel):
         return _described_program(model)
+    if isinstance(model, CompiledModel):
+        tensors, text = _described(model.model)
+        compiled = {"precision": model.precision.value}
+        own = {"spec": dataclasses.asdict(model.spec), "compiled": compiled}
+        return tensors, text | own | {"version": _COMPILED}
     if isinstance(model, MixedModel):
         tensors, text = describe_mixed(model)
         return tensors, text | {"format": FORMAT, "version": _PACKED}
@@ -284,7 +296,7 @@ def load_copy(folder: Path) -> SavedCopy:
         raise
     except InputError as error:
         raise FormatError(f"{folder}: {error}") from error
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise FormatError(
             f"{folder}: the saved copy lacks or garbles {error}; save it again"
         ) from error
@@ -300,13 +312,12 @@ def load_copy(folder: Path) -> SavedCopy:
 
 def _assembled(
     spec: Spec, tensors: dict[str, Tensor], text: dict[str, Any]
-) -> LowRankModel | ProjectedModel | MixedModel | Isan | ProgramModel:
+) -> LowRankModel | ProjectedModel | MixedModel | Isan | ProgramModel | CompiledModel:
     """The model, with a fingerprint of the numbers read."""
     histories = text["histories"]
-    if text["version"] == VERSION and "program" in text:
-        return _program(spec, tensors, text)
     if text["version"] == VERSION:
-        return _network(spec, tensors, histories)
+        network = "program" not in text
+        return _network(spec, tensors, histories) if network else _program(spec, tensors, text)
     if text["version"] == _PACKED and "mixed" in text:
         return read_mixed(spec, tensors, text)
     if text["version"] == _PACKED:
@@ -317,6 +328,8 @@ def _assembled(
         for t in range(len(text["ranks"]))
     )
     model = LowRankModel.of(spec, tensors["first"], steps)
+    if text["version"] == _COMPILED:
+        return CompiledModel(model, Precision(text["compiled"]["precision"]))
     if text["version"] == 1:
         return model
     return ProjectedModel.of(model, *read_regions(tensors, text["projection"]))
@@ -354,9 +367,9 @@ def _read_text(folder: Path) -> dict[str, Any]:
     text = read_json(path)
     if not isinstance(text, dict) or text.get("format") != FORMAT:
         raise FormatError(f"{path} is not a {FORMAT!r}; give a folder that `myna learn` wrote")
-    if text.get("version") not in (1, 2, VERSION, _PACKED):
+    if text.get("version") not in (1, 2, VERSION, _PACKED, _COMPILED):
         raise FormatError(
-            f"{path} has format version {text.get('version')!r} and this myna reads 1 to {_PACKED}; "
+            f"{path} has format version {text.get('version')!r} and this myna reads 1 to {_COMPILED}; "
             "use the myna that wrote it, or learn again"
         )
     return text

@@ -7,36 +7,23 @@ go without.
 
 import ctypes
 import functools
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 
 from torch import Tensor
 
-_SOURCE = Path(__file__).with_name("llama_passes.c")
-# no -ffast-math: linked into a library, it would round denormals to zero in the whole process
-_FLAGS = (
-    *("-O3", "-march=native", "-shared", "-fPIC", "-ffp-contract=fast"),
-    *("-fno-math-errno", "-fno-trapping-math", "-ffinite-math-only"),
-    *("-fno-signed-zeros", "-fassociative-math", "-freciprocal-math"),
+from myna.teachers.c_source import built
+
+_OPTIONS = (
+    *("-ffinite-math-only", "-fno-signed-zeros"),
+    *("-fassociative-math", "-freciprocal-math"),
 )
 
 
 @functools.cache
 def compiled() -> ctypes.CDLL | None:
     """The library, or None where nothing compiles it."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
+    found = built("llama_passes.c", *_OPTIONS)
+    if found is None:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "llama_passes.so"
-        command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(target), "-lm"]
-        try:
-            subprocess.run(command, check=True, capture_output=True, timeout=120)  # noqa: S603
-            found = ctypes.CDLL(str(target))
-        except (OSError, subprocess.SubprocessError):
-            return None
     pointer, size = ctypes.c_void_p, ctypes.c_long
     found.myna_attend.argtypes = [pointer] * 7 + [size] * 6
     found.myna_norms.argtypes = [pointer] * 2 + [size] * 2 + [ctypes.c_float]
