@@ -111,7 +111,7 @@ def test_versions_tell_a_projection(tmp_path, model):
 
 
 def test_only_low_rank_models_are_saved(tmp_path, model):
-    with pytest.raises(InputError, match="only a low-rank model, a projected one"):
+    with pytest.raises(InputError, match="only a low-rank model, a projected or mixed one"):
         save_copy(tmp_path / "s", CopyTeacher(model), {})
     assert list(tmp_path.iterdir()) == []
 

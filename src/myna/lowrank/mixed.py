@@ -140,8 +140,8 @@ def describe_mixed(model: MixedModel) -> tuple[dict[str, Tensor], dict[str, Any]
 def read_mixed(spec: Spec, tensors: dict[str, Tensor], text: dict[str, Any]) -> MixedModel:
     """The model that `describe_mixed` wrote down, with the fingerprint of its own numbers."""
     histories = tuple(tuple(h) for h in text["histories"][0])
-    tables = (tensors[name] for name in ("first", "weights", "parts"))
-    return MixedModel.of(spec, *tables, text["mixed"]["floor"], histories)
+    first, weights, parts = (tensors[name] for name in ("first", "weights", "parts"))
+    return MixedModel.of(spec, first, weights, parts, text["mixed"]["floor"], histories)
 
 
 def few_parts(
