@@ -14,7 +14,7 @@ stochastic Mealy machine with one input. This module reads the machine and needs
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -29,12 +29,14 @@ from myna.spec import Spec
 INPUT = 0  # the machine's one input: nothing is asked of it but the next token
 
 
+@runtime_checkable
 class MealyState(Protocol):
     """A state of AALpy's StochasticMealyMachine: transitions[input] = (target, output, P)."""
 
     transitions: Mapping[Any, Sequence[tuple["MealyState", Any, float]]]
 
 
+@runtime_checkable
 class StochasticMealy(Protocol):
     """AALpy's StochasticMealyMachine."""
 
