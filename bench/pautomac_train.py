@@ -14,8 +14,8 @@ of whole strings. These and Alergia's eps come from one search: learned from two
 1's training strings, the best mean log-probability of the other third. Baum-Welch's number of
 states and share are chosen on each problem by a tenth of its strings; from there all are climbed.
 
-The spectral learner knows no stop: its strings go on with stops for ever, and it counts the first
-three tokens of each. Alergia needs aalpy and pydot (requirements-peers.txt); without them it is
+The spectral learner knows no stop: its strings go on with stops for ever, all triples up to the
+third stop are counted, and the start is the law of first tokens. Alergia needs aalpy and pydot (requirements-peers.txt); without them it is
 left out. Model files are opened by the query learner's teacher only.
 """
 
@@ -40,7 +40,8 @@ from myna.learn.exact import learn_exact
 from myna.learn.merging import merged_student, pairs
 from myna.learn.ngrams import Ngrams, count_ngrams, fit_ngrams
 from myna.learn.report import ExactSettings
-from myna.learn.spectral import SpectralSettings, learn_spectral
+from myna.learn.spectral import SpectralSettings, Windows, learn_spectral
+from myna.lowrank.model import LowRankModel
 from myna.lowrank.student import Strings, Student
 from myna.spec import Spec, numbered
 from myna.teachers.ledger import Budget, Ledger
@@ -117,18 +118,26 @@ def evidence(text: Strings) -> Evidence:
 
 
 def spectral(language: Spec, text: Strings) -> tuple[Student, int]:
-    """Of the process that goes on with stops for ever; the student and its rank."""
+    """The student of the process that goes on with stops for ever, and its rank.
+
+    Operators hold for triples from anywhere, the law of the first token only for the start: it
+    replaces the mean law over all positions.
+    """
+    stop = language.stop or 0
     process = Spec(numbered(language.num_tokens), None, None, language.fingerprint)
     longer = torch.nn.functional.pad(text.tokens, (0, 2), value=-1)
-    longer = longer.masked_fill(longer < 0, language.stop or 0)
-    three = Evidence(
-        longer[:, :3],
-        torch.full_like(text.lengths, 3),
-        torch.zeros_like(text.lengths),
-        torch.ones(len(text.lengths), dtype=torch.float64),
-    )
-    fit = learn_spectral(process, three, SpectralSettings(), torch.Generator().manual_seed(0))
-    return fit.student, fit.report.cuts[0].rank
+    columns = torch.arange(longer.shape[1])
+    inside = columns < text.lengths[:, None] + 2
+    longer = torch.where(inside & (longer < 0), stop, longer)
+    none = torch.zeros_like(text.lengths)
+    ones = torch.ones(len(none), dtype=torch.float64)
+    rows = Evidence(longer, text.lengths + 2, none, ones)
+    settings = SpectralSettings(windows=Windows.ALL)
+    fit = learn_spectral(process, rows, settings, torch.Generator().manual_seed(0))
+    law = torch.bincount(text.tokens[:, 0], minlength=language.num_tokens).double()
+    laws = fit.student.steps[0].laws
+    start = torch.linalg.lstsq(laws.T, (law / law.sum())[:, None]).solution[:, 0]
+    return LowRankModel.of(process, start, fit.student.steps), fit.report.cuts[0].rank
 
 
 def alergia(text: Strings, eps: float):
