@@ -1,7 +1,8 @@
 """PAutomaC: learners from the training strings beside our exact query learner, by tokens seen.
 
-    python bench/pautomac_train.py --part search    # floor, eps and share: problem 1's training strings
-    python bench/pautomac_train.py --part samples   # n-grams, spectral, Alergia on 1/100, 1/10, all
+    python bench/pautomac_train.py --part search    # Alergia's floor and eps, on problem 1
+    python bench/pautomac_train.py --part samples   # n-grams and Alergia on 1/100, 1/10 and all strings
+    python bench/pautomac_train.py --part spectral  # the same strings
     python bench/pautomac_train.py --part queries   # the exact learner on a ladder of token budgets
     python bench/pautomac_train.py --part em        # Baum-Welch on all strings, in number order
     python bench/pautomac_train.py --part picture
@@ -10,18 +11,20 @@ The figure of a copy is its score over the truth's in bits a string, log2(perple
 on the competition's test strings. Tokens seen count every stop; the query learner's are those of
 the prefixes sent, checking included. Every learner but the n-grams (smooth already) and the query
 learner is smoothed: Alergia by a floor in every state, the others by a share of the unigrams' law
-of whole strings. These and Alergia's eps come from one search: learned from two thirds of problem
-1's training strings, the best mean log-probability of the other third. Baum-Welch's number of
-states and share are chosen on each problem by a tenth of its strings; from there all are climbed.
+of whole strings. Alergia's floor and eps come from one search: learned from two thirds of problem
+1's training strings, the best mean log-probability of the other third. Shares, and Baum-Welch's
+number of states, are chosen on each problem by the last tenth of its strings; then all are used.
 
 The spectral learner knows no stop: its strings go on with stops for ever, all triples up to the
-third stop are counted, and the start is the law of first tokens. Alergia needs aalpy and pydot (requirements-peers.txt); without them it is
-left out. Model files are opened by the query learner's teacher only.
+third stop are counted, and the start is the law of first tokens. Alergia needs aalpy and pydot
+(requirements-peers.txt); without them it is left out. Model files are opened by the query
+learner's teacher only.
 """
 
 import argparse
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +32,7 @@ from typing import NamedTuple
 
 import altair as alt
 import torch
-from results import FOLDER, need_shared
+from results import FOLDER, need_shared, save
 from sampled import Rows
 
 from myna.app.picture import write_picture
@@ -164,10 +167,6 @@ def search(folder: Path) -> None:
     rows = Rows("pautomac_train.search", __doc__ or "")
     one = unigrams(problem.language, seen)
     law = one.law(one.initial(1))[0].exp()
-    student, _ = spectral(problem.language, seen)
-    for floor in FLOORS:
-        value = float(mixed(student.score, one.score, floor)(held_out).mean())
-        rows.add({"learner": "spectral", "floor": floor, "held_out": value})
     for eps in EPS if has_aalpy() else ():
         machine = alergia(seen, eps)
         for floor in FLOORS:
@@ -184,7 +183,7 @@ def chosen(learner: str) -> dict:
 
 
 def from_samples(problem: Problem, part: float) -> Iterator[dict]:
-    """N-grams, spectral and Alergia on the first strings of the file."""
+    """N-grams and Alergia on the first strings of the file."""
     text = first(problem.train, round(part * len(problem.train.lengths)))
     language, tokens = problem.language, int(text.lengths.sum())
     one = unigrams(language, text)
@@ -193,13 +192,6 @@ def from_samples(problem: Problem, part: float) -> Iterator[dict]:
     seconds = time.perf_counter() - began
     log_q = ngrams.score(problem.test)
     yield problem.row("n-grams", tokens, log_q, part=part, order=ngrams.order, seconds=seconds)
-    began, share = time.perf_counter(), chosen("spectral")["floor"]
-    student, rank = spectral(language, text)
-    seconds = time.perf_counter() - began
-    plain = student.score(problem.test)
-    log_q = mixed(student.score, one.score, share)(problem.test)
-    more = {"rank": rank, "zeros": int((plain == -math.inf).sum()), "seconds": seconds}
-    yield problem.row("spectral", tokens, log_q, part=part, share=share, **more)
     if not has_aalpy():
         return
     setting, began = chosen("Alergia"), time.perf_counter()
@@ -227,12 +219,11 @@ def em(problem: Problem) -> dict:
     best: tuple[float, float, HmmParameters] | None = None
     for states in STATES:
         parameters, report = em_on(language, seen, states)
-        score, told = parameters.model(language).score, told_of(report)
-        values = [float(mixed(score, one.score, s)(held_out).mean()) for s in FLOORS]
-        tried.append({"states": states, "held_out": max(values), **told})
+        value, share = best_share(parameters.model(language).score, one.score, held_out)
+        tried.append({"states": states, "held_out": value, **told_of(report)})
         print(problem.number, tried[-1], round(time.perf_counter() - began), "s", flush=True)
-        if best is None or max(values) > best[0]:
-            best = max(values), FLOORS[values.index(max(values))], parameters
+        if best is None or value > best[0]:
+            best = value, share, parameters
     assert best is not None
     _, share, start = best
     parameters, report = fit_hmm(evidence(problem.train), start, EM)
@@ -243,6 +234,28 @@ def em(problem: Problem) -> dict:
     return problem.row(
         "Baum-Welch", int(problem.train.lengths.sum()), log_q, seconds=seconds, **more
     )
+
+
+def best_share(score: Score, other: Score, held_out: Strings) -> tuple[float, float]:
+    """The best mean log-probability of held-out strings, and the share that gives it."""
+    return max((float(mixed(score, other, share)(held_out).mean()), share) for share in FLOORS)
+
+
+def from_moments(problem: Problem, part: float) -> dict:
+    """The spectral learner; its share by the last tenth of the strings, then on all of them."""
+    language, began = problem.language, time.perf_counter()
+    text = first(problem.train, round(part * len(problem.train.lengths)))
+    cut = len(text.lengths) * 9 // 10
+    seen, held_out = first(text, cut), after(text, cut)
+    _, share = best_share(
+        spectral(language, seen)[0].score, unigrams(language, seen).score, held_out
+    )
+    student, rank = spectral(language, text)
+    zeros = int((student.score(problem.test) == -math.inf).sum())
+    log_q = mixed(student.score, unigrams(language, text).score, share)(problem.test)
+    more = {"rank": rank, "zeros": zeros, "seconds": time.perf_counter() - began}
+    tokens = int(text.lengths.sum())
+    return problem.row("spectral", tokens, log_q, part=part, share=share, **more)
 
 
 def told_of(report: EmReport) -> dict:
@@ -287,6 +300,9 @@ def run(part: str, folder: Path, problems: list[int]) -> None:
             for share in PARTS:
                 for row in from_samples(problem, share):
                     rows.add(row)
+        elif part == "spectral":
+            for share in PARTS:
+                rows.add(from_moments(problem, share))
         elif part == "em":
             rows.add(em(problem))
         else:
@@ -305,7 +321,10 @@ def kept(*parts: str) -> list[dict]:
 def picture() -> None:
     """Bits a string above the truth against tokens seen; one colour a learner, a dot a problem."""
     least = 1e-6
-    rows = [{**row, "shown": max(row["bits"], least)} for row in kept("samples", "em", "queries")]
+    rows = [
+        {**row, "shown": max(row["bits"], least)}
+        for row in kept("samples", "spectral", "em", "queries")
+    ]
     chart = (
         alt.Chart(alt.Data(values=rows), width=640, height=380)
         .mark_point(filled=True, opacity=0.55, size=28)
@@ -327,21 +346,43 @@ def picture() -> None:
 
 
 def worth() -> None:
-    """Problem by problem: tokens to reach, by queries, what the best learner from strings reaches."""
-    asked, drawn = kept("queries"), kept("samples", "em")
+    """Problem by problem: what queries spend to be as near as the best learner from strings.
+
+    times: tokens of the strings over tokens sent, at the least budget that is as near
+    times_numbers: the same, each law counted as one token more for every number in it
+    """
+    asked, drawn = kept("queries"), kept("samples", "spectral", "em")
+    rows = []
     for number in sorted({row["problem"] for row in asked}):
         best = min((r for r in drawn if r["problem"] == number), key=lambda r: r["bits"])
-        ours = [r for r in asked if r["problem"] == number and r["bits"] <= best["bits"]]
-        least = min(ours, key=lambda r: r["tokens"])
-        print(
-            f"{number:3d}: {best['learner']} {best['bits']:.4f} bits after {best['tokens']:,} tokens; "
-            f"queries {least['bits']:.2g} after {least['tokens']:,} ({best['tokens'] / least['tokens']:.2g} times)"
+        near = [r for r in asked if r["problem"] == number and r["bits"] <= best["bits"]]
+        least = min(near, key=lambda r: r["tokens"])
+        rows.append(
+            {
+                "problem": number,
+                "learner": best["learner"],
+                "bits": best["bits"],
+                "tokens": best["tokens"],
+                "query_bits": least["bits"],
+                "query_tokens": least["tokens"],
+                "queries": least["queries"],
+                "times": best["tokens"] / least["tokens"],
+                "times_numbers": best["tokens"] / (least["tokens"] + least["numbers_received"]),
+            }
         )
+        print(rows[-1])
+    summary = {
+        name: {"median": statistics.median(all_of), "least": min(all_of), "most": max(all_of)}
+        for name in ("bits", "times", "times_numbers")
+        for all_of in [[row[name] for row in rows]]
+    }
+    print(summary)
+    save("pautomac_train.worth", {"summary": summary, "runs": rows})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    choices = ("search", "samples", "queries", "em", "picture")
+    choices = ("search", "samples", "spectral", "queries", "em", "picture")
     parser.add_argument("--part", choices=choices, required=True)
     parser.add_argument("--problems", type=int, nargs="*", default=list(PROBLEMS))
     asked = parser.parse_args()
