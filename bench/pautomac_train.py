@@ -133,8 +133,7 @@ def spectral(language: Spec, text: Strings) -> tuple[Student, int]:
     inside = columns < text.lengths[:, None] + 2
     longer = torch.where(inside & (longer < 0), stop, longer)
     none = torch.zeros_like(text.lengths)
-    ones = torch.ones(len(none), dtype=torch.float64)
-    rows = Evidence(longer, text.lengths + 2, none, ones)
+    rows = Evidence(longer, text.lengths + 2, none, torch.ones_like(none).double())
     settings = SpectralSettings(windows=Windows.ALL)
     fit = learn_spectral(process, rows, settings, torch.Generator().manual_seed(0))
     law = torch.bincount(text.tokens[:, 0], minlength=language.num_tokens).double()
@@ -151,6 +150,7 @@ def alergia(text: Strings, eps: float):
 
 
 def has_aalpy() -> bool:
+    """Whether it can be imported; says so where not."""
     try:
         import aalpy.learning_algs  # noqa: F401
     except ImportError:
@@ -171,9 +171,8 @@ def search(folder: Path) -> None:
         machine = alergia(seen, eps)
         for floor in FLOORS:
             copy = merged_student(problem.language, machine, law, floor)
-            value = float(copy.score(held_out).mean())
-            size = {"states": len(machine.states)}
-            rows.add({"learner": "Alergia", "eps": eps, "floor": floor, "held_out": value, **size})
+            row = {"learner": "Alergia", "eps": eps, "floor": floor, "states": len(machine.states)}
+            rows.add({**row, "held_out": float(copy.score(held_out).mean())})
 
 
 def chosen(learner: str) -> dict:
