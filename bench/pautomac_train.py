@@ -261,12 +261,11 @@ def told_of(report: EmReport) -> dict:
     return {"iterations": report.iterations, "stop": report.stop.value}
 
 
-def from_queries(problem: Problem, folder: Path, budget: int | None, histories: int) -> dict:
+def from_queries(problem: Problem, folder: Path, budget: int | None) -> dict:
     """The exact learner; the best copy so far where the budget ended it."""
     teacher = read_automaton(folder / f"{problem.number}.pautomac_model.txt")
     ledger = Ledger(teacher, Budget(tokens=budget))
-    settings = ExactSettings(verify_histories=histories)
-    result = learn_exact(ledger, settings, torch.Generator().manual_seed(0))
+    result = learn_exact(ledger, ExactSettings(), torch.Generator().manual_seed(0))
     assert result.student is not None  # the cap on the rank is above every problem's
     log_q = result.student.score(problem.test)
     zeros = int((log_q == -math.inf).sum())
@@ -279,7 +278,6 @@ def from_queries(problem: Problem, folder: Path, budget: int | None, histories: 
         spent.tokens_sent + spent.tokens_received,
         log_q,
         budget=budget,
-        verify_histories=histories,
         outcome=result.report.outcome.value,
         queries=spent.next_token_queries,
         learn_queries=learned.next_token_queries,
@@ -292,7 +290,8 @@ def from_queries(problem: Problem, folder: Path, budget: int | None, histories: 
 
 def run(part: str, folder: Path, problems: list[int]) -> None:
     """All problems of one part, a row at a time."""
-    rows = Rows(f"pautomac_train.{part}", __doc__ or "")
+    some = "" if problems == list(PROBLEMS) else f"-{problems[0]}-{problems[-1]}"
+    rows = Rows(f"pautomac_train.{part}{some}", __doc__ or "")
     for number in problems:
         problem = Problem.read(folder, number)
         if part == "samples":
@@ -306,15 +305,14 @@ def run(part: str, folder: Path, problems: list[int]) -> None:
             rows.add(em(problem))
         else:
             for budget in BUDGETS:
-                rows.add(from_queries(problem, folder, budget, 1000))
+                rows.add(from_queries(problem, folder, budget))
                 if rows.rows[-1]["outcome"] != "budget exhausted":
                     break  # a larger budget changes nothing
-            rows.add(from_queries(problem, folder, None, 20_000))
 
 
 def kept(*parts: str) -> list[dict]:
-    paths = [FOLDER / f"pautomac_train.{part}.json" for part in parts]
-    return [row for p in paths if p.exists() for row in json.loads(p.read_text())["runs"]]
+    paths = [path for part in parts for path in sorted(FOLDER.glob(f"pautomac_train.{part}*.json"))]
+    return [row for path in paths for row in json.loads(path.read_text())["runs"]]
 
 
 def picture() -> None:
