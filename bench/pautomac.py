@@ -15,14 +15,21 @@ from results import need_shared, save
 from myna.learn.exact import learn_exact
 from myna.learn.report import ExactSettings
 from myna.teachers.ledger import Ledger
-from myna.teachers.pautomac import perplexity, read_automaton, read_sample, read_solution
+from myna.teachers.pautomac import (
+    perplexity,
+    read_automaton,
+    read_solution,
+    read_strings,
+    with_stop,
+)
 
 SETTINGS = ExactSettings(verify_histories=20_000)
 
 
 def problem(folder, number: int) -> dict:
     teacher = read_automaton(folder / f"{number}.pautomac_model.txt")
-    _, test = read_sample(folder / f"{number}.pautomac.test")
+    batch, _ = read_strings(folder / f"{number}.pautomac.test")
+    test = with_stop(batch, teacher.spec.stop)
     solution = read_solution(folder / f"{number}.pautomac_solution.txt")
     ledger = Ledger(teacher)
     started = time.perf_counter()

@@ -193,7 +193,7 @@ def read_solution(path: Path) -> Float[Tensor, " string"]:
 def read_sample(path: Path) -> tuple[Spec, Strings]:
     """The strings of a `.train` or `.test` file, each with its stop, and their language.
 
-    The language is that of `read_automaton` where the model has the file's symbols.
+    The alphabet is the file's: a model file may lack its last symbols, and has another stop then.
 
     Raises:
         FormatError: naming the line.
