@@ -7,7 +7,6 @@ strings, on its solution, and on 1,000 fresh strings of the target. One setting 
 all problems: the defaults, with 20,000 fresh histories verified on each side.
 """
 
-import math
 import time
 
 import torch
@@ -15,28 +14,23 @@ from results import need_shared, save
 
 from myna.learn.exact import learn_exact
 from myna.learn.report import ExactSettings
-from myna.lowrank.student import Strings, strings
 from myna.teachers.ledger import Ledger
-from myna.teachers.pautomac import read_automaton, read_solution, read_strings
+from myna.teachers.pautomac import (
+    perplexity,
+    read_automaton,
+    read_solution,
+    read_strings,
+    with_stop,
+)
 
 SETTINGS = ExactSettings(verify_histories=20_000)
-
-
-def stopped(batch: Strings, stop: int) -> Strings:
-    rows = zip(batch.tokens.tolist(), batch.lengths.tolist(), strict=True)
-    return strings([[*row[:n], stop] for row, n in rows])
-
-
-def perplexity(solution: torch.Tensor, log_q: torch.Tensor) -> float:
-    """2^(-sum p log2 q), both normalised over the test strings."""
-    return 2 ** float(-(solution * log_q.log_softmax(0)).sum() / math.log(2))
 
 
 def problem(folder, number: int) -> dict:
     teacher = read_automaton(folder / f"{number}.pautomac_model.txt")
     batch, _ = read_strings(folder / f"{number}.pautomac.test")
+    test = with_stop(batch, teacher.spec.stop)
     solution = read_solution(folder / f"{number}.pautomac_solution.txt")
-    test = stopped(batch, teacher.spec.stop)
     ledger = Ledger(teacher)
     started = time.perf_counter()
     result = learn_exact(ledger, SETTINGS, torch.Generator().manual_seed(0))

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import InputError
-from myna.lowrank.student import State, StepInfo, Stepped, Strings
+from myna.lowrank.student import State, StepInfo, Stepped, Strings, check_strings
 from myna.spec import Spec, fingerprint
 from myna.teachers.account import Account
 from myna.teachers.ledger import Ledger
@@ -181,19 +181,36 @@ def learn_ngrams(ledger: Ledger, settings: NgramSettings) -> NgramResult:
         )
     drawn = view.complete(Prefixes.of([[]]), strings, max_tokens=length)
     rows = Strings(drawn.tokens[0], drawn.lengths[0])
-    kept = max(1, round(_HELD_OUT * strings))
-    text, fresh = (Strings(*(part[s] for part in rows)) for s in (slice(kept, None), slice(kept)))
-    held_out: list[float] = []
-    for n in range(1, settings.max_order + 1):
-        student = count_ngrams(view.spec, text, n)
-        held_out.append(float(student.score(fresh).sum() / fresh.lengths.sum()))
-    best = 1 + held_out.index(max(held_out))
-    student = count_ngrams(view.spec, rows, best)
+    student, held_out = fit_ngrams(view.spec, rows, settings.max_order)
     report = NgramReport(
-        best, tuple(held_out), int(rows.lengths.sum()), ledger.accounts(),
+        student.order, held_out, int(rows.lengths.sum()), ledger.accounts(),
         time.perf_counter() - began,
     )  # fmt: skip
     return NgramResult(student, report)
+
+
+def fit_ngrams(
+    language: Spec, text: Strings, max_order: int = 8
+) -> tuple[Ngrams, tuple[float, ...]]:
+    """N-grams of given strings in random order, and the held-out figure of each order tried.
+
+    The first twentieth of the strings chooses the order; then all of them are counted.
+
+    Raises:
+        InputError: fewer than two strings, or tokens that the language lacks.
+    """
+    check_strings(language, text)
+    count = len(text.lengths)
+    if count < 2:
+        raise InputError(f"n-grams need at least 2 strings, one to choose the order; got {count}")
+    kept = max(1, round(_HELD_OUT * count))
+    seen, fresh = (Strings(*(part[s] for part in text)) for s in (slice(kept, None), slice(kept)))
+    held_out: list[float] = []
+    for n in range(1, max_order + 1):
+        student = count_ngrams(language, seen, n)
+        held_out.append(float(student.score(fresh).sum() / fresh.lengths.sum()))
+    best = 1 + held_out.index(max(held_out))
+    return count_ngrams(language, text, best), tuple(held_out)
 
 
 def count_ngrams(language: Spec, text: Strings, n: int) -> Ngrams:

@@ -1,4 +1,4 @@
-"""PAutomaC: the model, string and solution files of the competition (ICGI 2012).
+"""PAutomaC: the model, string and solution files of the competition (ICGI 2012), and its score.
 
 A model file has four sections: I (state), F (state), S (state,symbol) and
 T (state,symbol,state), each line "(key) value". The automaton is
@@ -9,10 +9,17 @@ where states absent from F never stop. Values are printed with 12 digits, so row
 one by about 1e-11; each row of I, S and T is divided by its sum, which keeps laws
 exact and moves probabilities far less than the competition's score resolves.
 
+The score of a model Q on the distinct test strings X is the perplexity
+
+    2^(-sum over x in X of p(x) log2 q(x)),     p = P / P(X),     q = Q / Q(X),
+
+least where Q = P on X up to a factor.
+
 Source: Verwer, Eyraud and de la Higuera, PAutomaC (2014). The data are free for
 academic research; myna reads them and does not ship them.
 """
 
+import math
 import re
 from pathlib import Path
 
@@ -22,6 +29,7 @@ from torch import Tensor
 
 from myna.errors import FormatError
 from myna.lowrank.student import Strings, strings
+from myna.spec import Spec, fingerprint, numbered
 from myna.teachers.automaton import Automaton
 from myna.teachers.files import check_table, read_text
 
@@ -180,3 +188,33 @@ def read_solution(path: Path) -> Float[Tensor, " string"]:
             f"{path}: line 1 must give the number of probabilities, here {len(values)}"
         )
     return torch.tensor(values, dtype=torch.float64)
+
+
+def read_sample(path: Path) -> tuple[Spec, Strings]:
+    """The strings of a `.train` or `.test` file, each with its stop, and their language.
+
+    The alphabet is the file's: a model file may lack its last symbols, and has another stop then.
+
+    Raises:
+        FormatError: naming the line.
+    """
+    batch, letters = read_strings(path)
+    whole = with_stop(batch, letters)
+    names = numbered(letters + 1, stop=True)
+    return Spec(names, letters, None, fingerprint("strings", names, *whole)), whole
+
+
+def with_stop(batch: Strings, stop: int) -> Strings:
+    """Every string with the stop token behind it."""
+    tokens = torch.nn.functional.pad(batch.tokens, (0, 1), value=-1)
+    tokens = tokens.scatter(1, batch.lengths[:, None], stop)
+    return Strings(tokens, batch.lengths + 1)
+
+
+def perplexity(solution: Float[Tensor, " string"], log_q: Float[Tensor, " string"]) -> float:
+    """The competition's score; infinite where Q gives a test string probability zero.
+
+    solution: p, as `read_solution` gives it
+    log_q: log Q of the test strings (nats), not normalised
+    """
+    return 2 ** float(-(solution * log_q.log_softmax(0)).sum() / math.log(2))

@@ -1,0 +1,400 @@
+"""PAutomaC: learners from the training strings beside our exact query learner, by tokens seen.
+
+    python bench/pautomac_train.py --part search    # Alergia's floor and eps, on problem 1
+    python bench/pautomac_train.py --part samples   # n-grams and Alergia on 1/100, 1/10 and all strings
+    python bench/pautomac_train.py --part spectral  # the same strings
+    python bench/pautomac_train.py --part queries   # the exact learner on a ladder of token budgets
+    python bench/pautomac_train.py --part em        # Baum-Welch on all strings, in number order
+    python bench/pautomac_train.py --part picture
+
+The figure of a copy is its score over the truth's in bits a string, log2(perplexity / truth's),
+on the competition's test strings. Tokens seen count every stop; the query learner's are those of
+the prefixes sent, checking included. Every learner but the n-grams (smooth already) and the query
+learner is smoothed: Alergia by a floor in every state, the others by a share of the unigrams' law
+of whole strings. Alergia's floor and eps come from one search: learned from two thirds of problem
+1's training strings, the best mean log-probability of the other third. Shares, and Baum-Welch's
+number of states, are chosen on each problem by the last tenth of its strings; then all are used.
+
+The spectral learner knows no stop: its strings go on with stops for ever, all triples up to the
+third stop are counted, and the start is the law of first tokens. Alergia needs aalpy and pydot
+(requirements-peers.txt); without them it is left out. Model files are opened by the query
+learner's teacher only.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import altair as alt
+import torch
+from results import FOLDER, need_shared, save
+from sampled import Rows
+
+from myna.app.picture import write_picture
+from myna.learn.asker import merged
+from myna.learn.baum_welch import EmReport, EmSettings, HmmParameters, baum_welch, fit_hmm
+from myna.learn.evidence import Evidence
+from myna.learn.exact import learn_exact
+from myna.learn.merging import merged_student, pairs
+from myna.learn.ngrams import Ngrams, count_ngrams, fit_ngrams
+from myna.learn.report import ExactSettings
+from myna.learn.spectral import SpectralSettings, Windows, learn_spectral
+from myna.lowrank.model import LowRankModel
+from myna.lowrank.student import Strings, Student
+from myna.spec import Spec, numbered
+from myna.teachers.ledger import Budget, Ledger
+from myna.teachers.pautomac import perplexity, read_automaton, read_sample, read_solution
+
+PROBLEMS = range(1, 48, 2)
+PARTS = (0.01, 0.1, 1.0)  # of the training strings
+BUDGETS = (300, 1000, 3000, 10_000, 30_000, 100_000, 300_000, 1_000_000, None)
+STATES = (5, 10, 20, 40)
+EM = EmSettings(tolerance_nats=1e-6)
+FLOORS = (0.5, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+EPS = (0.0005, 0.005, 0.05, 0.5)  # 1.0 had not ended after 100 s on problem 1
+RESCUE = 1e-6  # share of the uniform law where a copy from queries gives a test string zero
+
+Score = Callable[[Strings], torch.Tensor]
+
+
+class Problem(NamedTuple):
+    """One problem's strings and solution."""
+
+    number: int
+    language: Spec
+    train: Strings
+    test: Strings
+    solution: torch.Tensor
+
+    @staticmethod
+    def read(folder: Path, number: int) -> "Problem":
+        language, train = read_sample(folder / f"{number}.pautomac.train")
+        _, test = read_sample(folder / f"{number}.pautomac.test")
+        solution = read_solution(folder / f"{number}.pautomac_solution.txt")
+        return Problem(number, language, train, test, solution)
+
+    def row(self, learner: str, tokens: int, log_q: torch.Tensor, **more) -> dict:
+        truth = perplexity(self.solution, self.solution.log())
+        found = perplexity(self.solution, log_q)
+        return {
+            "problem": self.number,
+            "learner": learner,
+            "tokens": tokens,
+            "perplexity": found,
+            "truth": truth,
+            "bits": math.log2(found / truth),
+            **more,
+        }
+
+
+def first(text: Strings, count: int) -> Strings:
+    return Strings(text.tokens[:count], text.lengths[:count])
+
+
+def after(text: Strings, count: int) -> Strings:
+    return Strings(text.tokens[count:], text.lengths[count:])
+
+
+def unigrams(language: Spec, text: Strings) -> Ngrams:
+    return count_ngrams(language, text, 1)
+
+
+def mixed(score: Score, other: Score, share: float) -> Score:
+    """Log of (1 - share) Q + share U, whole strings."""
+
+    def scored(text: Strings) -> torch.Tensor:
+        both = (score(text) + math.log1p(-share), other(text) + math.log(share))
+        return torch.logaddexp(*both)
+
+    return scored
+
+
+def evidence(text: Strings) -> Evidence:
+    """Equal strings once."""
+    none = torch.zeros_like(text.lengths)
+    return merged(text.tokens, text.lengths, none, torch.ones(len(none), dtype=torch.float64))
+
+
+def spectral(language: Spec, text: Strings) -> tuple[Student, int]:
+    """The student of the process that goes on with stops for ever, and its rank.
+
+    Operators hold for triples from anywhere, the law of the first token only for the start: it
+    replaces the mean law over all positions.
+    """
+    stop = language.stop or 0
+    process = Spec(numbered(language.num_tokens), None, None, language.fingerprint)
+    longer = torch.nn.functional.pad(text.tokens, (0, 2), value=-1)
+    columns = torch.arange(longer.shape[1])
+    inside = columns < text.lengths[:, None] + 2
+    longer = torch.where(inside & (longer < 0), stop, longer)
+    none = torch.zeros_like(text.lengths)
+    rows = Evidence(longer, text.lengths + 2, none, torch.ones_like(none).double())
+    settings = SpectralSettings(windows=Windows.ALL)
+    fit = learn_spectral(process, rows, settings, torch.Generator().manual_seed(0))
+    law = torch.bincount(text.tokens[:, 0], minlength=language.num_tokens).double()
+    laws = fit.student.steps[0].laws
+    start = torch.linalg.lstsq(laws.T, (law / law.sum())[:, None]).solution[:, 0]
+    return LowRankModel.of(process, start, fit.student.steps), fit.report.cuts[0].rank
+
+
+def alergia(text: Strings, eps: float):
+    """AALpy's machine."""
+    from aalpy.learning_algs import run_Alergia
+
+    return run_Alergia(pairs(text), "smm", eps=eps)
+
+
+def has_aalpy() -> bool:
+    try:
+        import aalpy.learning_algs  # noqa: F401
+    except ImportError:
+        print("Alergia left out: aalpy is not installed (bench/requirements-peers.txt)")
+        return False
+    return True
+
+
+def search(folder: Path) -> None:
+    """Mean held-out log-probability (nats a string) of every setting, on problem 1 alone."""
+    problem = Problem.read(folder, 1)
+    cut = len(problem.train.lengths) * 2 // 3
+    seen, held_out = first(problem.train, cut), after(problem.train, cut)
+    rows = Rows("pautomac_train.search", __doc__ or "")
+    one = unigrams(problem.language, seen)
+    law = one.law(one.initial(1))[0].exp()
+    for eps in EPS if has_aalpy() else ():
+        machine = alergia(seen, eps)
+        for floor in FLOORS:
+            copy = merged_student(problem.language, machine, law, floor)
+            row = {"learner": "Alergia", "eps": eps, "floor": floor, "states": len(machine.states)}
+            rows.add({**row, "held_out": float(copy.score(held_out).mean())})
+
+
+def chosen(learner: str) -> dict:
+    """The setting that the search found best."""
+    rows = json.loads((FOLDER / "pautomac_train.search.json").read_text())["runs"]
+    return max((r for r in rows if r["learner"] == learner), key=lambda r: r["held_out"])
+
+
+def from_samples(problem: Problem, part: float) -> Iterator[dict]:
+    """N-grams and Alergia on the first strings of the file."""
+    text = first(problem.train, round(part * len(problem.train.lengths)))
+    language, tokens = problem.language, int(text.lengths.sum())
+    one = unigrams(language, text)
+    began = time.perf_counter()
+    ngrams, _ = fit_ngrams(language, text)
+    seconds = time.perf_counter() - began
+    log_q = ngrams.score(problem.test)
+    yield problem.row("n-grams", tokens, log_q, part=part, order=ngrams.order, seconds=seconds)
+    if not has_aalpy():
+        return
+    setting, began = chosen("Alergia"), time.perf_counter()
+    machine = alergia(text, setting["eps"])
+    law = one.law(one.initial(1))[0].exp()
+    copy = merged_student(language, machine, law, setting["floor"])
+    more = {k: setting[k] for k in ("eps", "floor")} | {"states": len(machine.states)}
+    log_q, seconds = copy.score(problem.test), time.perf_counter() - began
+    yield problem.row("Alergia", tokens, log_q, part=part, seconds=seconds, **more)
+
+
+def em_on(language: Spec, text: Strings, states: int):
+    """Baum-Welch to convergence from one random start."""
+    random = torch.Generator().manual_seed(states)
+    fit = baum_welch(language, evidence(text), states, EM, random)
+    return fit.parameters, fit.report
+
+
+def em(problem: Problem) -> dict:
+    """Every number of states on nine tenths, the best of them on all strings."""
+    language, began = problem.language, time.perf_counter()
+    cut = len(problem.train.lengths) * 9 // 10
+    seen, held_out = first(problem.train, cut), after(problem.train, cut)
+    one, tried = unigrams(language, seen), []
+    best: tuple[float, float, HmmParameters] | None = None
+    for states in STATES:
+        parameters, report = em_on(language, seen, states)
+        value, share = best_share(parameters.model(language).score, one.score, held_out)
+        tried.append({"states": states, "held_out": value, **told_of(report)})
+        print(problem.number, tried[-1], round(time.perf_counter() - began), "s", flush=True)
+        if best is None or value > best[0]:
+            best = value, share, parameters
+    assert best is not None
+    _, share, start = best
+    parameters, report = fit_hmm(evidence(problem.train), start, EM)
+    one = unigrams(language, problem.train)
+    log_q = mixed(parameters.model(language).score, one.score, share)(problem.test)
+    more = {"states": len(start.initial), "share": share, "tried": tried, **told_of(report)}
+    seconds = time.perf_counter() - began
+    return problem.row(
+        "Baum-Welch", int(problem.train.lengths.sum()), log_q, seconds=seconds, **more
+    )
+
+
+def best_share(score: Score, other: Score, held_out: Strings) -> tuple[float, float]:
+    """The best mean log-probability of held-out strings, and the share that gives it."""
+    return max((float(mixed(score, other, share)(held_out).mean()), share) for share in FLOORS)
+
+
+def from_moments(problem: Problem, part: float) -> dict:
+    """The spectral learner; its share by the last tenth of the strings, then on all of them."""
+    language, began = problem.language, time.perf_counter()
+    text = first(problem.train, round(part * len(problem.train.lengths)))
+    cut = len(text.lengths) * 9 // 10
+    seen, held_out = first(text, cut), after(text, cut)
+    _, share = best_share(
+        spectral(language, seen)[0].score, unigrams(language, seen).score, held_out
+    )
+    student, rank = spectral(language, text)
+    zeros = int((student.score(problem.test) == -math.inf).sum())
+    log_q = mixed(student.score, unigrams(language, text).score, share)(problem.test)
+    more = {"rank": rank, "zeros": zeros, "seconds": time.perf_counter() - began}
+    tokens = int(text.lengths.sum())
+    return problem.row("spectral", tokens, log_q, part=part, share=share, **more)
+
+
+def told_of(report: EmReport) -> dict:
+    return {"iterations": report.iterations, "stop": report.stop.value}
+
+
+def from_queries(problem: Problem, folder: Path, budget: int | None) -> dict:
+    """The exact learner; the best copy so far where the budget ended it."""
+    teacher = read_automaton(folder / f"{problem.number}.pautomac_model.txt")
+    ledger = Ledger(teacher, Budget(tokens=budget))
+    result = learn_exact(ledger, ExactSettings(), torch.Generator().manual_seed(0))
+    assert result.student is not None  # the cap on the rank is above every problem's
+    # a model file may lack the last symbols of the training file; its stop is another number
+    tokens, stop = problem.test.tokens, problem.language.stop
+    test = Strings(tokens.masked_fill(tokens == stop, teacher.spec.stop), problem.test.lengths)
+    log_q = result.student.score(test)
+    zeros = int((log_q == -math.inf).sum())
+    if zeros:
+        uniform = -problem.test.lengths * math.log(problem.language.num_tokens)
+        log_q = mixed(lambda _: log_q, lambda _: uniform.double(), RESCUE)(problem.test)
+    spent, learned = ledger.total(), ledger.account("learn")
+    return problem.row(
+        "queries",
+        spent.tokens_sent + spent.tokens_received,
+        log_q,
+        budget=budget,
+        outcome=result.report.outcome.value,
+        queries=spent.next_token_queries,
+        learn_queries=learned.next_token_queries,
+        learn_tokens=learned.tokens_sent + learned.tokens_received,
+        numbers_received=spent.next_token_queries * teacher.spec.num_tokens,
+        zeros=zeros,
+        seconds=result.report.seconds,
+    )
+
+
+def run(part: str, folder: Path, problems: list[int]) -> None:
+    """All problems of one part, a row at a time."""
+    some = "" if problems == list(PROBLEMS) else f"-{problems[0]}-{problems[-1]}"
+    rows = Rows(f"pautomac_train.{part}{some}", __doc__ or "")
+    for number in problems:
+        problem = Problem.read(folder, number)
+        if part == "samples":
+            for share in PARTS:
+                for row in from_samples(problem, share):
+                    rows.add(row)
+        elif part == "spectral":
+            for share in PARTS:
+                rows.add(from_moments(problem, share))
+        elif part == "em":
+            rows.add(em(problem))
+        else:
+            for budget in BUDGETS:
+                rows.add(from_queries(problem, folder, budget))
+                if rows.rows[-1]["outcome"] != "budget exhausted":
+                    break  # a larger budget changes nothing
+
+
+def kept(*parts: str) -> list[dict]:
+    paths = [path for part in parts for path in sorted(FOLDER.glob(f"pautomac_train.{part}*.json"))]
+    return [row for path in paths for row in json.loads(path.read_text())["runs"]]
+
+
+def picture() -> None:
+    """Bits a string above the truth against tokens seen; one colour a learner, a dot a problem."""
+    least = 1e-6
+    rows = [
+        {**row, "shown": max(row["bits"], least)}
+        for row in kept("samples", "spectral", "em", "queries")
+    ]
+    chart = (
+        alt.Chart(alt.Data(values=rows), width=640, height=380)
+        .mark_point(filled=True, opacity=0.55, size=28)
+        .encode(
+            x=alt.X("tokens:Q", title="tokens seen (queries: sent)", scale=alt.Scale(type="log")),
+            y=alt.Y(
+                "shown:Q",
+                title="bits a string above the truth (1e-6: that or less)",
+                scale=alt.Scale(type="log"),
+                axis=alt.Axis(format=".0e"),
+            ),
+            color=alt.Color("learner:N", title="learner", scale=alt.Scale(scheme="tableau10")),
+            shape=alt.Shape("learner:N", title="learner"),
+            tooltip=["problem:Q", "learner:N", "tokens:Q", "bits:Q"],
+        )
+    )
+    title = "PAutomaC, odd problems: what a copy lacks, by tokens seen"
+    print(*write_picture(alt.vconcat(chart, title=title), FOLDER, "pautomac_train"))
+
+
+def worth() -> None:
+    """Problem by problem: what queries spend to be as near as the best learner from strings.
+
+    times: tokens of the strings over tokens sent, at the least budget that is as near
+    times_numbers: the same, each law counted as one token more for every number in it
+    """
+    asked, drawn = kept("queries"), kept("samples", "spectral", "em")
+    rows = []
+    for number in sorted({row["problem"] for row in asked}):
+        best = min((r for r in drawn if r["problem"] == number), key=lambda r: r["bits"])
+        near = [r for r in asked if r["problem"] == number and r["bits"] <= best["bits"]]
+        least = min(near, key=lambda r: r["tokens"])
+        rows.append(
+            {
+                "problem": number,
+                "learner": best["learner"],
+                "bits": best["bits"],
+                "tokens": best["tokens"],
+                "query_bits": least["bits"],
+                "query_tokens": least["tokens"],
+                "queries": least["queries"],
+                "times": best["tokens"] / least["tokens"],
+                "times_numbers": best["tokens"] / (least["tokens"] + least["numbers_received"]),
+            }
+        )
+        print(rows[-1])
+    summary = {
+        name: {"median": statistics.median(all_of), "least": min(all_of), "most": max(all_of)}
+        for name in ("bits", "times", "times_numbers")
+        for all_of in [[row[name] for row in rows]]
+    }
+    print(summary)
+    save("pautomac_train.worth", {"summary": summary, "runs": rows})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    choices = ("search", "samples", "spectral", "queries", "em", "picture")
+    parser.add_argument("--part", choices=choices, required=True)
+    parser.add_argument("--problems", type=int, nargs="*", default=list(PROBLEMS))
+    asked = parser.parse_args()
+    if asked.part == "picture":
+        picture()
+        worth()
+        return
+    folder = need_shared() / "pautomac"
+    if asked.part == "search":
+        search(folder)
+    else:
+        run(asked.part, folder, asked.problems)
+
+
+if __name__ == "__main__":
+    main()
