@@ -64,7 +64,12 @@ def main() -> None:
     }
     print(row)
     if sys.argv[1:]:
-        save_copy(Path(sys.argv[1]), result.student, {"benchmark": "jieba"}, overwrite=True)
+        save_copy(
+            Path(sys.argv[1]),
+            result.student,
+            {"teacher": "jieba part-of-speech HMM"},
+            overwrite=True,
+        )
     save("jieba", {"runs": [row]})
 
 

@@ -34,7 +34,7 @@ def plain_copy(folder: str, saved: SavedCopy) -> LowRankModel:
     if not isinstance(saved.model, LowRankModel):
         raise InputError(
             f"{folder} is no plain copy in probability space, whose rows are what is read; "
-            "learn without --space logits and --projection"
+            "learn without --space logits and --projection, and with operators of its own for each token"
         )
     return saved.model
 
