@@ -37,7 +37,8 @@ def learned(teacher, **settings):
 @given(seed=st.integers(0, 10_000))
 def test_hidden_markov_models_are_recovered(seed):
     teacher = hidden(3, 5, 5, seed)
-    _, result = learned(teacher)
+    # at the default of 1e-6 a third state nearly like the others may be left out, as it should
+    _, result = learned(teacher, tolerance=1e-9)
     rows = itertools.product(range(5), repeat=5)
     whole = strings([list(row) for row in rows])
     p, q = teacher.score(whole).exp(), result.student.score(whole).exp()

@@ -13,8 +13,10 @@ import math
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from myna.evaluate.distance import usable_law
+from myna.evaluate.distance import step_kl, usable_law
 from myna.lowrank.student import State, Strings, Student
 
 _NORMAL = 2.576  # 99% of a normal law lies within so many standard deviations
@@ -51,11 +53,15 @@ def divergence_rate(reference: Student, other: Student, drawn: Strings) -> Diver
             break
         states = [State(state.vector[:alive], state.position) for state in states]
         p, q = (usable_law(m, s) for m, s in zip((reference, other), states, strict=True))
-        each = torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(1)
-        total[:alive] += each.clamp(min=0)
+        total[:alive] += step_kl(p, q)
         here = tokens[:alive, t]
         states = [m.step(s, here)[0] for m, s in zip((reference, other), states, strict=True)]
-    read, count = float(lengths.sum()), len(order)
+    return rate_of(total, lengths)
+
+
+def rate_of(total: Float[Tensor, " string"], lengths: Int[Tensor, " string"]) -> DivergenceRate:
+    """The ratio of sums and its interval, from each string's divergence and tokens."""
+    read, count = float(lengths.sum()), len(lengths)
     mean = float(total.sum()) / read if read else 0.0
     if not math.isfinite(mean) or count < 2:
         return DivergenceRate(mean, math.inf, count, int(read))

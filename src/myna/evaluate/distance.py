@@ -73,8 +73,14 @@ def floored_step_kl(
     p: Float[Tensor, "batch token"], q: Float[Tensor, "batch token"], floor: float
 ) -> Float[Tensor, " batch"]:
     """KL(p || (1 - tau) q + tau / O) of log-laws, nats; at least 0."""
-    floored = ((1 - floor) * q.exp() + floor / q.shape[1]).log()
-    return torch.where(p > -torch.inf, p.exp() * (p - floored), 0.0).sum(1).clamp(min=0)
+    return step_kl(p, ((1 - floor) * q.exp() + floor / q.shape[1]).log())
+
+
+def step_kl(
+    p: Float[Tensor, "batch token"], q: Float[Tensor, "batch token"]
+) -> Float[Tensor, " batch"]:
+    """KL(p || q) of log-laws, nats; at least 0, infinite where q excludes what p allows."""
+    return torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(1).clamp(min=0)
 
 
 class Enumerated(NamedTuple):

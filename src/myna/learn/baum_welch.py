@@ -39,7 +39,7 @@ from myna.learn.forward_backward import (
 )
 from myna.learn.report import Structure
 from myna.lowrank.model import LowRankModel
-from myna.lowrank.step import Step
+from myna.lowrank.step import Step, forgetful
 from myna.spec import Spec
 
 _FLOOR = 1e-10  # softmax has no zeros: the least probability that L-BFGS starts from
@@ -84,7 +84,7 @@ class HmmParameters:
         for t in range(max(len(self.transition), len(self.emission))):
             moves = self.transition[min(t, len(self.transition) - 1)]
             laws = self.emission[min(t, len(self.emission) - 1)]
-            change = moves[:, None, :].expand(-1, num_tokens, -1).contiguous()
+            change = forgetful(moves, num_tokens)
             steps.append(Step(laws.contiguous(), change))
         return LowRankModel.of(language, self.initial, tuple(steps))
 

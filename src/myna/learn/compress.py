@@ -25,6 +25,7 @@ import torch
 
 from myna.errors import InputError
 from myna.evaluate.between import DivergenceRate, divergence_rate
+from myna.evaluate.speed import scoring_rate
 from myna.learn.exact import learn_exact
 from myna.learn.report import ExactSettings, Outcome, Structure
 from myna.lowrank.model import LowRankModel
@@ -37,7 +38,7 @@ from myna.teachers.ledger import Ledger
 _RUNGS = 24  # thresholds on correlations that are tried
 _LEAST = 1e-9  # correlations below are rounding
 _TIE_RANK = 256
-_REPEATS = 3  # the first makes tables, and of the others the machine's own noise is the less
+_REPEATS = 2  # of scoring, after the run that makes tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Choice:
     precision: of the entries
     parameters, bytes: numbers and bytes stored
     kl: KL(copy || choice), nats a token
-    nanoseconds: to score a token, all judging strings at once; the best of three
+    nanoseconds: to score a token, all judging strings at once; the best of two
     """
 
     tied: bool
@@ -219,18 +220,10 @@ def _measured(copy: LowRankModel, form: _Form, precision: Precision, fresh: Stri
     student, size = rounded(smaller, precision)
     parameters = smaller.num_parameters
     kl = divergence_rate(copy, student, fresh)
-    spent = min(_seconds(student, fresh) for _ in range(_REPEATS))
-    nanoseconds = 1e9 * spent / max(1, kl.tokens)
+    nanoseconds = 1e9 / scoring_rate(student, fresh, _REPEATS)
     return Choice(
         form.tied, form.convex, smaller.ranks, precision, parameters, size, kl, nanoseconds
     )
-
-
-def _seconds(student: LowRankModel, fresh: Strings) -> float:
-    """To score all strings once."""
-    began = time.perf_counter()
-    student.score(fresh)
-    return time.perf_counter() - began
 
 
 def _best(choices: list[Choice], settings: CompressSettings) -> int:

@@ -16,7 +16,6 @@ position-dependent laws is for `learn.exact`.
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 
@@ -25,6 +24,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import InputError
+from myna.evaluate.between import DivergenceRate, rate_of
+from myna.evaluate.distance import step_kl
 from myna.lowrank.mixed import MixedModel, few_parts
 from myna.lowrank.spanner import barycentric_spanner
 from myna.lowrank.student import State
@@ -130,11 +131,11 @@ def learn_wide(
     progress("shared matrices")
     student, left_out = run.model(generator)
     progress("measuring")
-    kl, half = _measured(ledger.laws("verify"), student, settings)
+    kl = _measured(ledger.laws("verify"), student, settings)
     report = WideReport(
         reason=(
             f"rank {done} at tolerance {settings.tolerance:g}, {len(student.parts)} shared "
-            f"matrices; {kl:.3g} +- {half:.1g} nats a token along {settings.fresh:,} fresh strings"
+            f"matrices; {kl.mean:.3g} +- {kl.half_width:.1g} nats a token along {settings.fresh:,} fresh strings"
         ),
         rank=done,
         parts=len(student.parts),
@@ -142,8 +143,8 @@ def learn_wide(
         children=run.children,
         worst=run.worst,
         left_out=left_out,
-        kl=kl,
-        half_width=half,
+        kl=kl.mean,
+        half_width=kl.half_width,
         parameters=student.num_parameters,
         accounts=ledger.accounts(),
         seconds=time.perf_counter() - began,
@@ -269,8 +270,8 @@ def _parts(histories: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
     return [histories[i : i + _TOGETHER] for i in range(0, len(histories), _TOGETHER)]
 
 
-def _measured(view: LawsView, student: MixedModel, settings: WideSettings) -> tuple[float, float]:
-    """KL(teacher || copy) a token along fresh strings, and its half width."""
+def _measured(view: LawsView, student: MixedModel, settings: WideSettings) -> DivergenceRate:
+    """KL(teacher || copy) a token along fresh strings."""
     limit = min(settings.max_tokens, view.spec.horizon or 2**62)
     drawn = view.complete(Prefixes.of([[]]), settings.fresh, max_tokens=limit).tokens[0]
     total = torch.zeros(len(drawn), dtype=torch.float64)
@@ -280,8 +281,6 @@ def _measured(view: LawsView, student: MixedModel, settings: WideSettings) -> tu
         here = Prefixes(drawn[:, :t], torch.full((len(drawn),), t))
         p = view.cross(here, future, kept).laws[:, 0]
         q = student.law(state)
-        total += torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(1)
+        total += step_kl(p, q)
         state, _ = student.step(state, drawn[:, t])
-    each = total / drawn.shape[1]
-    half = 2.576 * float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else math.inf
-    return float(each.mean()), half
+    return rate_of(total, torch.full((len(drawn),), drawn.shape[1]))

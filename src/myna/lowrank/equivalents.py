@@ -26,7 +26,7 @@ from torch import Tensor
 
 from myna.errors import InputError
 from myna.lowrank.model import LowRankModel
-from myna.lowrank.step import Step
+from myna.lowrank.step import Step, forgetful
 
 ALIKE = 1e-6  # rows of E that differ by less count as equal
 SINGULAR = 1e12  # condition numbers above it count as infinite
@@ -95,7 +95,7 @@ def hidden_model(
     emission: Float[Tensor, "state token"],
 ) -> LowRankModel:
     """The tables as a low-rank model of the same language: change[s, o, :] = T[s, :]."""
-    change = transition[:, None, :].expand(-1, model.spec.num_tokens, -1).contiguous()
+    change = forgetful(transition, model.spec.num_tokens)
     return LowRankModel.of(model.spec, first, (Step(emission, change),))
 
 

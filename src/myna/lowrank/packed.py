@@ -19,7 +19,7 @@ from torch import Tensor
 
 from myna.errors import InputError
 from myna.lowrank.model import LowRankModel
-from myna.lowrank.step import Step
+from myna.lowrank.step import Step, forgetful
 from myna.spec import Spec
 
 _SUMS = 1e-9  # a row whose sum is so near to one is meant to sum to one
@@ -87,8 +87,8 @@ def unpack(
         laws = _read(tensors, f"laws.{t}", form["laws"])
         change = _read(tensors, f"change.{t}", form["change"])
         if form["shared"]:
-            change = change[:, None, :].expand(-1, language.num_tokens, -1)
-            change = change.masked_fill((laws <= 0)[:, :, None], 0.0).contiguous()
+            change = forgetful(change, language.num_tokens)
+            change = change.masked_fill((laws <= 0)[:, :, None], 0.0)
         steps.append(Step(laws, change, names))
     return LowRankModel.of(language, tensors["first"].double(), tuple(steps))
 

@@ -11,6 +11,13 @@ from torch import Tensor
 ROUNDING = 1e-14
 
 
+def forgetful(
+    transition: Float[Tensor, "rank next_rank"], num_tokens: int
+) -> Float[Tensor, "rank token next_rank"]:
+    """A hidden Markov model's change of basis: G[i, o, :] = T[i, :] for every token."""
+    return transition[:, None, :].expand(-1, num_tokens, -1).contiguous()
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
     """What is stored at one cut.

@@ -51,7 +51,6 @@ from myna.lowrank.student import Strings
 
 _CANDIDATES = 1000  # drawn histories of which a basis is chosen, at most, at each stored step
 _TINY = 1e-12  # of the largest eigenvalue of D: below it directions are rounding
-
 _POSSIBLE = 1e-12  # a smaller probability of a kept history is rounding
 _FORGOTTEN = 1e-5  # e
 
@@ -94,8 +93,9 @@ def cuts_of(model: LowRankModel, drawn: Strings) -> tuple[Cut, ...]:
         InputError: where no string reaches some step.
     """
     forward = _forward(model, drawn)
-    backward = _backward(model, drawn, forward)
-    return tuple(_cut(places, forward, backward, drawn) for places in _served(model, len(forward)))
+    served = _served(model, len(forward))
+    backward = _backward(model, drawn, forward, served)
+    return tuple(_cut(places, forward, backward, drawn) for places in served)
 
 
 def _served(model: LowRankModel, length: int) -> list[list[int]]:
@@ -128,13 +128,14 @@ def _forward(model: LowRankModel, drawn: Strings) -> list[Float[Tensor, "_ _"]]:
 
 
 def _backward(
-    model: LowRankModel, drawn: Strings, forward: list[Float[Tensor, "_ _"]]
+    model: LowRankModel,
+    drawn: Strings,
+    forward: list[Float[Tensor, "_ _"]],
+    served: list[list[int]],
 ) -> list[Float[Tensor, "_ _"]]:
     """Q(x_t.. | h_i) / Q_s(x_t..) of the same strings, for each t; Q_s of all that step s serves."""
     found: list[Tensor] = []
-    means = [
-        torch.cat([forward[t] for t in places]).mean(0) for places in _served(model, len(forward))
-    ]
+    means = [torch.cat([forward[t] for t in places]).mean(0) for places in served]
     behind = torch.empty(0)
     for t in reversed(range(len(forward))):
         step = model.step_at(t)
