@@ -4,6 +4,7 @@ TV is the mean of (1 - Q(x) / P(x))+ over fresh x from P, of a stream that no le
 Rivals get plain strings worth the same tokens, drawn with the seed of the run.
 """
 
+import dataclasses
 import json
 import math
 import time
@@ -117,13 +118,21 @@ def em(
     settings: EmSettings,
     seed: int,
     device: str = "cpu",
+    short: int | None = None,
 ) -> tuple[Student, dict]:
-    """Baum-Welch from random starts; all are told, the likeliest is kept."""
+    """Baum-Welch from random starts; all are told, the likeliest is kept.
+
+    short: iterations of each start; the likeliest then goes on by the settings
+    """
     moved = Evidence(*(part.to(device) for part in evidence))
     random = torch.Generator().manual_seed(seed)
-    fit = baum_welch(teacher.spec, moved, states, settings, random)
+    first = dataclasses.replace(settings, max_iterations=short or settings.max_iterations)
+    fit = baum_welch(teacher.spec, moved, states, first, random)
     told = {"tokens": evidence.sampled_tokens, "restarts": _told(fit.restarts)}
-    return fit.student.to("cpu"), told
+    if short is None or fit.report.converged:
+        return fit.student.to("cpu"), told
+    best, report = fit_hmm(moved, fit.parameters, settings)
+    return best.model(teacher.spec).to("cpu"), {**told, "went_on": _told((report,))}
 
 
 def em_from(

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -18,6 +19,7 @@ from myna.learn.baum_welch import (
     fit_hmm,
     random_start,
 )
+from myna.learn.climbs import _leap, expectation_maximisation, squared
 from myna.learn.evidence import Evidence
 from myna.learn.forward_backward import ForwardBackward, HmmTables, prefix_trees
 from myna.learn.report import Structure
@@ -166,6 +168,65 @@ def test_the_likelihood_never_falls(data, structure):
     assert all(b >= a - 1e-12 for a, b in itertools.pairwise(values))
     assert values[-1] > values[0] + 0.05
     assert report.method is (Method.EM if data is PLAIN else Method.GRADIENT)
+
+
+@pytest.mark.parametrize("structure", SHAPES)
+@pytest.mark.parametrize("pseudo", [0.0, 0.3])
+def test_extrapolation_never_falls_and_is_ahead_after_as_many_passes(structure, pseudo):
+    spec = language(horizon=6)
+    data = drawn(start(20, structure=structure, spec=spec), 3000, 6, spec)
+    begin = start(21, structure=structure, spec=spec)
+    plain = EmSettings(
+        tolerance_nats=0.0,
+        max_iterations=120,
+        transition_pseudo=pseudo,
+        emission_pseudo=pseudo,
+    )
+    # three passes over the data an iteration, at most
+    leaps = dataclasses.replace(plain, accelerated=True, max_iterations=40)
+    (slow, by_steps), (fast, by_leaps) = (fit_hmm(data, begin, s) for s in (plain, leaps))
+    assert (by_steps.method, by_leaps.method) == (Method.EM, Method.SQUARED)
+
+    def objective(found, report):
+        prior = sum(float(table.log().sum()) for table in found.tables[1:]) if pseudo else 0.0
+        return report.score * data.sampled_tokens + pseudo * prior
+
+    assert objective(fast, by_leaps) > objective(slow, by_steps)
+    if not pseudo:
+        values = [point.log_likelihood for point in by_leaps.trace]
+        assert all(b >= a - 1e-12 for a, b in itertools.pairwise(values))
+
+
+def test_extrapolation_is_exact_where_steps_shrink_evenly():
+    """Roots at 1 - c^k / 10 of their end: the leap from three of them is the end."""
+    end, away = torch.tensor([[0.6, 0.8]]).double(), torch.tensor([[0.08, -0.06]]).double()
+
+    def at(distance):
+        root = end + distance * away
+        table = root.square()
+        return HmmTables(table[0], table[None], table[None])
+
+    leapt, length = _leap(at(1.0), at(0.5), at(0.25), 4.0)
+    assert length == pytest.approx(2.0)
+    for found, goal in zip(leapt, at(0.0), strict=True):
+        torch.testing.assert_close(found, goal / goal.sum(-1, keepdim=True), atol=1e-12, rtol=0.0)
+    held, length = _leap(at(1.0), at(0.5), at(0.25), 1.0)
+    assert length == 1.0
+    for found, goal in zip(held, at(0.25), strict=True):
+        torch.testing.assert_close(found, goal / goal.sum(-1, keepdim=True), atol=1e-12, rtol=0.0)
+
+
+def test_an_extrapolation_that_would_fall_is_not_taken():
+    """Every iterate is no lower than one plain step; some are two plain steps, no leap."""
+    begin, none = start(22), (0.0, 0.0, 0.0)
+    points = list(itertools.islice(squared(engine(PLAIN), begin.tables, none), 60))
+    refused = 0
+    for before, after in itertools.pairwise(points):
+        steps = expectation_maximisation(engine(PLAIN), before.tables, none)
+        _, first, second = itertools.islice(steps, 3)
+        assert after.log_likelihood >= first.log_likelihood - 1e-12
+        refused += all(map(torch.equal, after.tables, second.tables))
+    assert 0 < refused < 59
 
 
 def test_pseudo_counts_climb_the_posterior():

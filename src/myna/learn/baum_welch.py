@@ -3,15 +3,12 @@
     maximise  l(theta) = sum_i counts_i log Q(completion_i | prompt_i)
 
 over the initial law, transitions and emissions of S hidden states, stationary or with one
-table a position. Expected counts come from `forward_backward`. Two methods, chosen by the
-data:
+table a position. Expected counts come from `forward_backward`, the steps from `climbs`. What
+climbs is chosen by the data:
 
-- no prompts: expectation maximisation (Baum, Petrie, Soules and Weiss 1970). Each row of
-  the parameters becomes its expected counts, normalised; l never falls.
+- no prompts: expectation maximisation, plain or accelerated.
 - prompts: l holds -log Q(prompt), so the counts are signed and normalising them is no
-  ascent. Rows are written as softmax(u), whose exact gradient is
-  counts - softmax(u) * (sum of counts), and L-BFGS (Nocedal and Wright, algorithm 7.5, in
-  torch's form with a strong Wolfe search) climbs it. Zeros of the start become `_FLOOR`.
+  ascent. L-BFGS climbs instead.
 
 With pseudo-counts k the objective is l + k * (sum of log parameters): Dirichlet priors, the
 mode of the posterior. Default 0. Where we differ from the source: rows with no expected
@@ -30,20 +27,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from myna.errors import InputError
+from myna.learn.climbs import Point, expectation_maximisation, gradient, squared
 from myna.learn.evidence import Evidence
-from myna.learn.forward_backward import (
-    Counts,
-    ForwardBackward,
-    HmmTables,
-    prefix_trees,
-)
+from myna.learn.forward_backward import ForwardBackward, HmmTables, prefix_trees
 from myna.learn.report import Structure
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.step import Step, forgetful
 from myna.spec import Spec
-
-_FLOOR = 1e-10  # softmax has no zeros: the least probability that L-BFGS starts from
-_MEMORY = 20  # pairs of differences that L-BFGS keeps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +84,8 @@ class EmSettings:
     """What fitting may choose.
 
     structure: stationary, or one table a position (random starts only)
+    accelerated: extrapolate expectation maximisation (without prompts): one iteration is then
+        two or three passes over the evidence
     restarts: random starts; all are reported, the best is returned
     tolerance_nats: stop when an iteration gains less than this, nats per completion token
     max_iterations: of each start
@@ -104,6 +96,7 @@ class EmSettings:
     """
 
     structure: Structure = Structure.STATIONARY
+    accelerated: bool = False
     restarts: int = 1
     tolerance_nats: float = 1e-8
     max_iterations: int = 2000
@@ -127,6 +120,7 @@ class Method(enum.Enum):
     """How the likelihood was climbed."""
 
     EM = "expectation maximisation"
+    SQUARED = "expectation maximisation by squared extrapolation"
     GRADIENT = "L-BFGS on the conditional likelihood"
 
 
@@ -158,7 +152,7 @@ class TracePoint(NamedTuple):
 class EmReport:
     """How a climb went.
 
-    method: EM, or L-BFGS where there are prompts
+    method: EM, plain or accelerated, or L-BFGS where there are prompts
     stop: why it ended
     trace: one point an iteration, the start first
     kept: the iteration whose parameters are returned
@@ -207,14 +201,6 @@ class EmFit:
     restarts: tuple[EmReport, ...]
 
 
-class _Point(NamedTuple):
-    """An iterate: its tables, l, and l plus the log prior (both nats)."""
-
-    tables: HmmTables
-    log_likelihood: float
-    objective: float
-
-
 def fit_hmm(
     evidence: Evidence,
     start: HmmParameters,
@@ -235,9 +221,17 @@ def fit_hmm(
     if validation is not None:
         trees = prefix_trees(validation, num_tokens, device)
         held_out = ForwardBackward(trees, len(start.initial))
-    method = Method.GRADIENT if bool((evidence.given > 0).any()) else Method.EM
-    iterates = {Method.EM: _em, Method.GRADIENT: _gradient}[method]
-    return _climb(engine, held_out, iterates(engine, start.tables, settings), method, settings)
+    method = Method.SQUARED if settings.accelerated else Method.EM
+    if bool((evidence.given > 0).any()):
+        method = Method.GRADIENT
+    climb = {
+        Method.EM: expectation_maximisation,
+        Method.SQUARED: squared,
+        Method.GRADIENT: gradient,
+    }[method]
+    pseudo = (0.0, settings.transition_pseudo, settings.emission_pseudo)
+    iterates = climb(engine, start.tables, pseudo)
+    return _follow(engine, held_out, iterates, method, settings)
 
 
 def baum_welch(
@@ -294,10 +288,10 @@ def random_start(
     )
 
 
-def _climb(
+def _follow(
     engine: ForwardBackward,
     held_out: ForwardBackward | None,
-    iterates: Iterator[_Point],
+    iterates: Iterator[Point],
     method: Method,
     settings: EmSettings,
 ) -> tuple[HmmParameters, EmReport]:
@@ -331,81 +325,3 @@ def _climb(
             break
     assert best is not None and stop is not None  # iterates never end by themselves
     return HmmParameters(*best), EmReport(method, stop, tuple(trace), kept)
-
-
-def _pseudo(settings: EmSettings) -> tuple[float, float, float]:
-    """Pseudo-counts of the initial law, transitions and emissions."""
-    return 0.0, settings.transition_pseudo, settings.emission_pseudo
-
-
-def _penalised(counts: Counts, tables: HmmTables, settings: EmSettings) -> float:
-    """The objective: l + sum of k log theta."""
-    extra = 0.0
-    for pseudo, table in zip(_pseudo(settings), tables, strict=True):
-        extra += pseudo * float(table.log().sum()) if pseudo else 0.0
-    return counts.log_likelihood + extra
-
-
-def _em(engine: ForwardBackward, tables: HmmTables, settings: EmSettings) -> Iterator[_Point]:
-    """Iterates of expectation maximisation, the start first."""
-    while True:
-        counts = engine.counts(tables)
-        yield _Point(tables, counts.log_likelihood, _penalised(counts, tables, settings))
-        tables = HmmTables(
-            *(
-                _normalised(found + pseudo, old)
-                for found, pseudo, old in zip(counts.tables, _pseudo(settings), tables, strict=True)
-            )
-        )
-
-
-def _normalised(
-    counts: Float[Tensor, "*rows column"], old: Float[Tensor, "*rows column"]
-) -> Float[Tensor, "*rows column"]:
-    """Rows over their sums; a row without counts stays as it was."""
-    sums = counts.sum(-1, keepdim=True)
-    return torch.where(sums > 0, counts / sums.clamp(min=torch.finfo(sums.dtype).tiny), old)
-
-
-def _gradient(engine: ForwardBackward, tables: HmmTables, settings: EmSettings) -> Iterator[_Point]:
-    """Iterates of L-BFGS on softmax parameters, the start first."""
-    loss = _Loss(engine, tables, settings)
-    optimiser = torch.optim.LBFGS(
-        loss.logits,
-        max_iter=1,  # one iteration a step, so that every iterate is seen
-        max_eval=100,
-        history_size=_MEMORY,
-        tolerance_grad=0.0,
-        tolerance_change=0.0,
-        line_search_fn="strong_wolfe",
-    )
-    while True:
-        loss()
-        yield loss.point
-        optimiser.step(loss)
-
-
-class _Loss:
-    """-(l + log prior) per token as a function of logits, with its gradient."""
-
-    def __init__(self, engine: ForwardBackward, tables: HmmTables, settings: EmSettings):
-        self._engine, self._settings = engine, settings
-        self.logits = [table.clamp(min=_FLOOR).log() for table in tables]
-        self._at: list[Tensor] = []
-        self.point = _Point(tables, -math.inf, -math.inf)
-
-    def __call__(self) -> Tensor:
-        """The value at the present logits; the last one asked is not computed again."""
-        known = bool(self._at) and all(map(torch.equal, self._at, self.logits))
-        if not known:
-            self._at = [logits.clone() for logits in self.logits]
-            tables = HmmTables(*(logits.softmax(-1) for logits in self.logits))
-            counts = self._engine.counts(tables)
-            objective = _penalised(counts, tables, self._settings)
-            self.point = _Point(tables, counts.log_likelihood, objective)
-            parts = zip(self.logits, tables, counts.tables, _pseudo(self._settings), strict=True)
-            for logits, table, found, pseudo in parts:
-                total = found + pseudo
-                slope = total - table * total.sum(-1, keepdim=True)
-                logits.grad = slope / -self._engine.tokens
-        return self.logits[0].new_tensor(self.point.objective / -self._engine.tokens)
