@@ -6,6 +6,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from myna.learn.exact import learn_exact
+from myna.learn.networks import Kind, NetworkSettings, learn_strings
 from myna.learn.report import ExactSettings, Structure
 from myna.learn.wide import WideSettings, learn_wide
 from myna.logits.provable import ProvableSettings, learn_provably
@@ -109,6 +110,12 @@ def students():
     found["isan, stationary"] = open_teacher(
         "zoo:isan?dim=2&symbols=4&horizon=5&varying=false"
     ).student
+    for kind in Kind:
+        settings = NetworkSettings(kind=kind, parameters=700, epochs=1)
+        chain = open_teacher(ZOO[9])
+        found[f"{kind.value} network"] = learn_strings(
+            Ledger(chain), 400, settings, torch.Generator().manual_seed(0)
+        ).student
     found["logit programs"] = learned_provably(open_teacher(ZOO[-1]))
     found["function, stepped"] = PrefixState(function_teacher())
     return found
