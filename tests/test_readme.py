@@ -1,5 +1,6 @@
 """README.md shows what its tool runs, and its figures and links are those of the pages behind it."""
 
+import json
 import re
 import shlex
 import sys
@@ -13,6 +14,7 @@ from myna.teachers.uri import open_teacher
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
+from bench import HOURS, MINUTES, recorded, seconds, table  # noqa: E402
 from readme import cases, lacking, rewritten  # noqa: E402
 from shown import MOST_LINES, kept, lasting, run  # noqa: E402
 
@@ -123,3 +125,26 @@ def test_links_lead_somewhere(page):
         assert (ROOT / page).parent.joinpath(target).exists(), target
     for script in re.findall(r"`(bench/\w+\.py)`", text):
         assert (ROOT / script).exists(), script
+
+
+def test_the_page_of_benchmarks_lists_what_each_target_reruns():
+    page = (ROOT / "bench/README.md").read_text(encoding="utf-8")
+    rows = [line.rsplit("|", 2)[0] for line in table().splitlines()]  # times change with results
+    assert [row for row in rows if row not in page] == []
+    kept = {path.stem for path in (ROOT / "bench/results").glob("*.json")}
+    for bench in MINUTES + HOURS:
+        assert (ROOT / "bench" / bench.command.split()[0]).is_file(), bench.command
+        assert set(bench.results) <= kept, bench.command
+    assert len({bench.command for bench in MINUTES + HOURS}) == len(MINUTES + HOURS)
+
+
+def test_what_make_bench_takes_is_minutes():
+    kept = [ROOT / f"bench/results/{name}.json" for bench in MINUTES for name in bench.results]
+    total = sum(seconds(json.loads(path.read_text(encoding="utf-8"))) for path in kept)
+    assert 300 < total < 1500
+
+
+def test_seconds_of_a_result():
+    assert seconds({"seconds": 3, "runs": [{"seconds": 1}]}) == 3
+    assert seconds({"runs": [{"seconds": 1.5}, {"a": {"seconds": 2}}], "n": 7}) == 3.5
+    assert recorded(MINUTES[-1]) == "seconds" and recorded(MINUTES[0]).endswith(" s")
