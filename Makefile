@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint talk logits servers clean
+.PHONY: demo test lint talk readme bench bench-all logits servers clean
 
 demo: $(READY)
 	@echo "== myna: learning noisy parity with 64 bits by asking =="
@@ -26,6 +26,21 @@ lint: $(READY)
 talk: $(READY)
 	@echo "== myna: the talk, topic by topic =="
 	@$(BIN)/python tools/talk.py
+
+# Every command of README.md's use cases; what they print is written below them.
+readme: $(READY)
+	@echo "== myna: the use cases of README.md =="
+	@$(BIN)/python tools/readme.py
+
+# The benchmarks that take minutes (20 in all, on 2 cores), and the pictures of all kept results.
+bench: $(READY)
+	@echo "== myna: benchmarks that take minutes; results in bench/results =="
+	@$(BIN)/python tools/bench.py minutes
+
+# The others, but those that need an environment of their own (bench/README.md): most of a day.
+bench-all: bench logits
+	@echo "== myna: benchmarks that take hours; results in bench/results =="
+	@$(BIN)/python tools/bench.py hours
 
 # Every figure of logit space (docs/spectrum.md, biased-apis.md, lingen.md, copytest.md, logit-learners.md): hours.
 logits: $(READY)

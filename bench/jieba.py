@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from results import need_shared, save
 
@@ -19,19 +18,11 @@ from myna.learn.wide import WideSettings, learn_wide
 from myna.teachers.copies import save_copy
 from myna.teachers.hmm import Hmm
 from myna.teachers.ledger import Ledger
+from myna.teachers.npz import read_hmm
 
 
 def teacher() -> Hmm:
-    kept = np.load(need_shared() / "jieba" / "jieba_pos_hmm.npz", allow_pickle=False)
-    emission = torch.zeros(tuple(kept["emission_shape"]), dtype=torch.float64)
-    rows, columns = (
-        torch.from_numpy(kept[f"emission_{k}"].astype(np.int64)) for k in ("rows", "cols")
-    )
-    emission[rows, columns] = torch.from_numpy(kept["emission_values"])
-    transition = torch.from_numpy(kept["transition"])
-    names = tuple(map(str, kept["symbols"]))
-    initial = torch.from_numpy(kept["initial"])
-    return Hmm(initial, transition[None], emission[None], alphabet=names)
+    return read_hmm(need_shared() / "jieba" / "jieba_pos_hmm.npz", horizon=None)
 
 
 def main() -> None:
@@ -63,7 +54,7 @@ def main() -> None:
         "processor_seconds": time.process_time() - began,
     }
     print(row)
-    if sys.argv[1:]:
+    if sys.argv[1:] and result.student is not None:
         save_copy(
             Path(sys.argv[1]),
             result.student,

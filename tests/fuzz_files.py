@@ -72,6 +72,23 @@ def _npz():
     return out.getvalue()
 
 
+def _sparse_npz():
+    """The same, with the emission as its entries and names for tokens."""
+    out = io.BytesIO()
+    states, tokens = np.divmod(np.arange(6), 3)
+    np.savez_compressed(
+        out,
+        pi=[0.5, 0.5],
+        T=np.full((2, 2), 0.5),
+        emission_rows=states,
+        emission_cols=tokens,
+        emission_values=np.full(6, 1 / 3),
+        emission_shape=[2, 3],
+        symbols=["a", "b", "c"],
+    )
+    return out.getvalue()
+
+
 def _rnn_files():
     import safetensors.torch  # noqa: PLC0415
 
@@ -104,6 +121,7 @@ def good_files(folder):
     return {
         **singles,
         "npz": ({"file": _npz()}, lambda path: read_hmm(path, 4)),
+        "sparse npz": ({"file": _sparse_npz()}, lambda path: read_hmm(path, None)),
         "student": (copy, load_copy),
         "rnn": (_rnn_files(), lambda path: read_rnn(path, 4, "a")),
     }
@@ -161,7 +179,7 @@ def nearly(kind, files, seed):
     """Files near good ones: one of them changed."""
     random_ = random.Random(f"{kind} {seed}")
     name = random_.choice(sorted(files))
-    change = _archive if kind == "npz" and random_.random() < 0.7 else _nearly
+    change = _archive if kind.endswith("npz") and random_.random() < 0.7 else _nearly
     return {**files, name: change(files[name], random_)}
 
 

@@ -3,21 +3,26 @@
 import itertools
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from myna.app.cli import main
+from myna.app.compress_command import _chart
 from myna.errors import InputError
 from myna.evaluate.between import divergence_rate
+from myna.evaluate.teacher_cost import TeacherCost, teacher_cost
 from myna.learn.compress import CompressSettings, compress
 from myna.learn.exact import learn_exact
 from myna.learn.report import ExactSettings, Structure
 from myna.lowrank.student import strings
 from myna.teachers.copies import load_copy, save_copy
+from myna.teachers.function import FunctionTeacher
 from myna.teachers.ledger import Ledger
 from myna.teachers.uri import open_teacher
 
+ROOT = Path(__file__).parents[1]
 HMM = "zoo:hmm?states=5&symbols=3&horizon=7&seed=5"
 
 
@@ -115,6 +120,61 @@ def command(monkeypatch, capsys, *arguments) -> tuple[int, str]:
     return int(ended.value.code or 0), capsys.readouterr().out
 
 
+def marks(chart) -> list[list[dict]]:
+    """Rows drawn as squares, a panel each."""
+    return [
+        [
+            row
+            for layer in panel["layer"]
+            if layer["mark"].get("shape") == "square"
+            for row in layer["data"]["values"]
+        ]
+        for panel in chart["vconcat"]
+    ]
+
+
+def test_the_teacher_is_on_the_curve(copy):
+    found = smaller(copy, max_kl=1e-3)
+    bare = _chart(found, "c").to_dict()
+    assert marks(bare) == [[], []] and len(bare["title"]["subtitle"]) == 1
+    both = _chart(found, "c", TeacherCost(1_234, 56.0, 0)).to_dict()
+    (size,), (pace,) = marks(both)
+    assert (size["bytes"], pace["ns a token"]) == (1_234, 56.0)
+    smallest = min(row["KL"] for row in both["vconcat"][0]["layer"][0]["data"]["values"])
+    assert size["KL"] == pace["KL"] <= smallest
+    assert "1,234 bytes, 56 ns a token" in both["title"]["subtitle"][1]
+    behind = _chart(found, "c", TeacherCost(None, 7e6, 350)).to_dict()
+    assert [len(panel) for panel in marks(behind)] == [0, 1]
+    assert "bytes not known" in behind["title"]["subtitle"][1]
+
+
+def test_what_a_teacher_takes(copy):
+    drawn = copy.sample(60, torch.Generator().manual_seed(0))
+    teacher = open_teacher(HMM)
+    ledger = Ledger(teacher)
+    cost = teacher_cost(teacher, ledger, drawn)
+    numbers = 5 + 5 * 5 + 5 * 3
+    assert cost.bytes == 8 * numbers and cost.asked == 0 and ledger.accounts() == {}
+    assert cost.nanoseconds > 0
+    function = FunctionTeacher(lambda _: [0.2, 0.3, 0.5], ("0", "1", "2"), horizon=7)
+    ledger = Ledger(function)
+    cost = teacher_cost(function, ledger, drawn)
+    prefixes = {tuple(row[:t]) for row in drawn.tokens[:50].tolist() for t in range(7)}
+    assert cost.bytes is None and cost.asked == len(prefixes)
+    assert ledger.account("time").next_token_queries == len(prefixes)
+
+
+def test_bytes_of_teachers():
+    automaton = open_teacher("zoo:registers?k=2")
+    letters, states = automaton.spec.num_tokens - 1, automaton.num_states
+    assert automaton.num_bytes == 8 * (states + letters * states**2 + states * (letters + 1))
+    only = open_teacher(f"{HMM}&only=0,1")
+    assert only.num_bytes == open_teacher(HMM).num_bytes
+    transformer = open_teacher("hf:bundled?horizon=4")
+    stored = (ROOT / "src/myna/data/bundled/model.safetensors").stat().st_size
+    assert transformer.num_bytes == pytest.approx(2 * stored, rel=0.05)  # the file has halves
+
+
 def test_the_command(tmp_path, monkeypatch, capsys, copy):
     def myna(*arguments):
         return command(monkeypatch, capsys, *arguments)
@@ -133,4 +193,9 @@ def test_the_command(tmp_path, monkeypatch, capsys, copy):
     assert myna(*limits)[0] == 2  # there is a copy already
     status, printed = myna(*limits, "--overwrite", "--teacher", HMM)
     assert status == 0
-    assert "certificate against zoo:hmm" in printed
+    assert "certificate against zoo:hmm" in printed and "ns a token" not in printed
+    also = ("--overwrite", "--teacher", HMM, "--curve", tmp_path / "both")
+    status, printed = myna(*limits, *also)
+    assert status == 0 and "360 bytes, " in printed and "ns a token" in printed
+    assert '"shape": "square"' in (tmp_path / "both.html").read_text()
+    assert json.loads(myna(*limits, *also, "--json")[1])["teacher_cost"]["bytes"] == 360

@@ -23,7 +23,7 @@ def good(tmp_path_factory):
     return fuzz_files.good_files(tmp_path_factory.mktemp("good"))
 
 
-KINDS = ("pautomac", "strings", "solution", "hmmer3", "npz", "student", "rnn")
+KINDS = ("pautomac", "strings", "solution", "hmmer3", "npz", "sparse npz", "student", "rnn")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,9 +8,11 @@ import torch
 
 from myna.errors import FormatError, InputError
 from myna.lowrank.student import Strings, strings
+from myna.teachers.hmm import Hmm
 from myna.teachers.hmmer3 import read_fasta, read_profile, read_profile_numbers
 from myna.teachers.npz import read_hmm
 from myna.teachers.pautomac import read_automaton, read_solution, read_strings
+from myna.teachers.uri import open_teacher
 
 ODD = range(1, 48, 2)
 
@@ -230,6 +232,72 @@ def test_npz_reads_and_explains(tmp_path):
     path.write_text("no archive")
     with pytest.raises(FormatError, match="numpy archive"):
         read_hmm(path, 5)
+
+
+def _sparse(**changed):
+    """Three states over four tokens, as entries out of order."""
+    parts = {
+        "initial": np.array([0.5, 0.5, 0.0]),
+        "transition": np.array([[0.9, 0.1, 0.0], [0.0, 0.8, 0.2], [1.0, 0.0, 0.0]]),
+        "emission_rows": np.array([2, 0, 1, 0], dtype=np.int32),
+        "emission_cols": np.array([3, 0, 1, 2], dtype=np.int32),
+        "emission_values": np.array([1.0, 0.25, 1.0, 0.75]),
+        "emission_shape": np.array([3, 4]),
+        "symbols": np.array(["a", "b", "c", "\u4e00"]),
+    }
+    return {name: part for name, part in (parts | changed).items() if part is not None}
+
+
+def test_emissions_as_entries(tmp_path):
+    path = tmp_path / "h.npz"
+    np.savez(path, **_sparse())
+    teacher = open_teacher(f"hmm:{path}")
+    assert isinstance(teacher, Hmm)
+    expected = [[0.25, 0, 0.75, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
+    assert teacher.emission[0].tolist() == expected
+    assert teacher.spec.horizon is None and teacher.spec.alphabet == ("a", "b", "c", "\u4e00")
+    assert teacher.initial_law.tolist() == [0.5, 0.5, 0.0]
+    np.savez(path, pi=teacher.initial_law, T=teacher.transition[0], E=np.array(expected))
+    assert open_teacher(f"hmm:{path}?horizon=4").spec.horizon == 4
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"emission_values": np.array([1.0, 0.25, 1.0, 0.5])}, r"row \[0, 0\] sums to 0.75"),
+        ({"emission_rows": np.array([2, 0, 1, 3])}, r"entry 3 .* \[3, 2\], outside of 3 x 4"),
+        ({"emission_cols": np.array([3, -1, 1, 2])}, r"entry 1 .* \[0, -1\], outside"),
+        ({"emission_rows": np.array([2.0, 0.0, 1.0, 0.0])}, "must hold whole numbers"),
+        ({"emission_cols": np.array([3, 0, 1, 0])}, r"\[0, 0\] of the emission is given twice"),
+        ({"emission_values": np.ones(3)}, "lists of one length"),
+        ({"emission_shape": np.array([3, 4, 1])}, "must be two sizes"),
+        ({"emission_shape": np.array([3, 2**40])}, "asks for a table"),
+        ({"emission_shape": None}, "lacks key 'emission_shape'"),
+        ({"emission": np.ones((3, 4)) / 4}, "has E twice"),
+        ({"symbols": np.array(["a", "b"])}, "for each of 4 tokens"),
+        ({"symbols": np.array(["a", "b", "c", "c"])}, "repeats a name"),
+        ({"symbols": np.arange(4)}, "must hold names"),
+        ({"symbols": np.array([None, "b", "c", "d"])}, "must hold names"),
+    ],
+)
+def test_entries_that_make_no_emission_are_refused(tmp_path, changed, message):
+    path = tmp_path / "h.npz"
+    np.savez(path, **_sparse(**changed))
+    with pytest.raises(FormatError, match=message):
+        read_hmm(path, 5)
+
+
+def test_the_part_of_speech_model_of_jieba(shared_data):
+    path = shared_data / "jieba" / "jieba_pos_hmm.npz"
+    if not path.is_file():
+        pytest.skip(f"jieba's model is not here: {path} is absent")
+    teacher = read_hmm(path, None)
+    kept = np.load(path, allow_pickle=False)
+    assert (teacher.num_states, teacher.spec.num_tokens) == (163, 8870)
+    assert int((teacher.emission != 0).sum()) == len(kept["emission_values"])
+    row, column = int(kept["emission_rows"][-1]), int(kept["emission_cols"][-1])
+    assert float(teacher.emission[0, row, column]) == kept["emission_values"][-1]
+    assert teacher.spec.alphabet[column] == str(kept["symbols"][column])
 
 
 def test_anchor_likelihood(shared_data):

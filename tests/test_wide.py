@@ -1,21 +1,29 @@
 """Copies with shared operators: exact where the rank is, small in thousands of tokens, counted."""
 
+import dataclasses
 import itertools
+import json
+import math
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from myna.errors import InputError
-from myna.learn.wide import WideSettings, learn_wide
+from myna.app.cli import app
+from myna.errors import BudgetExhausted, InputError
+from myna.evaluate.between import DivergenceRate
+from myna.learn.wide import WideOutcome, WideReport, WideSettings, _judged, learn_wide
 from myna.lowrank.mixed import MixedModel, few_parts
 from myna.lowrank.student import strings
 from myna.spec import Spec
 from myna.teachers.copies import load_copy, save_copy
 from myna.teachers.hmm import Hmm
 from myna.teachers.ledger import Ledger
+from myna.teachers.npz import write_hmm
+from myna.teachers.uri import open_teacher
 
 
 def hidden(states: int, tokens: int, horizon: int | None, seed: int = 0) -> Hmm:
@@ -87,10 +95,33 @@ def test_children_beyond_the_first_histories_join_the_basis():
 def test_refusals():
     with pytest.raises(InputError, match="stop token"):
         learned(stopping())
-    with pytest.raises(InputError, match="cap of 2"):
-        learned(hidden(4, 8, 10), max_rank=2)
     with pytest.raises(InputError, match="tolerance"):
         WideSettings(tolerance=0.0)
+    with pytest.raises(InputError, match="at least 2"):
+        WideSettings(fresh=1)
+
+
+def test_a_rank_above_the_cap_leaves_no_copy():
+    _, result = learned(hidden(4, 8, 10), max_rank=2)
+    report = result.report
+    assert result.student is None and report.outcome is WideOutcome.RANK_TOO_HIGH
+    assert "cap of 2" in report.reason and report.worst > report.tolerance
+    assert (report.rank, report.parts, report.parameters) == (2, 0, 0)
+
+
+def test_fresh_strings_judge_the_copy():
+    """Parity's laws depend on the position; the stationary teacher's do not."""
+    _, wrong = learned(open_teacher("zoo:parity?bits=6"))
+    assert wrong.report.outcome is WideOutcome.MISMATCH_LEFT
+    assert "depend on the position" in wrong.report.reason and wrong.report.kl > 1e-3
+    _, right = learned(hidden(4, 8, 10))
+    assert right.report.outcome is WideOutcome.VERIFIED
+
+
+def test_an_infinite_divergence_is_a_mismatch():
+    _, result = learned(hidden(2, 4, 10))
+    endless = DivergenceRate(math.inf, math.inf, 20, 160)
+    assert _judged(result.student, endless, WideSettings())[0] is WideOutcome.MISMATCH_LEFT
 
 
 def stopping() -> Hmm:
@@ -128,3 +159,61 @@ def test_few_parts_are_the_best_ones(most):
     best = float(values[most:].square().sum().sqrt() / values.norm())
     assert float(gap.norm() / values.norm()) == pytest.approx(left, abs=1e-7)
     assert left <= 1.02 * best + 1e-7
+
+
+def test_the_command(tmp_path):
+    def myna(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    teacher = hidden(4, 60, None, seed=3)
+    archive, out = tmp_path / "h.npz", tmp_path / "copy"
+    write_hmm(archive, teacher.initial_law, teacher.transition[0], teacher.emission[0])
+    uri = f"hmm:{archive}?horizon=12"
+    command = ["learn", uri, "-o", out, "--learner", "wide", "--max-tokens", 6, "--verify", 30]
+    done = myna(*command, "--json")
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    fields = {field.name for field in dataclasses.fields(WideReport)} - {"accounts"}
+    assert fields <= set(record) and record["learner"] == "wide"
+    assert (record["rank"], record["children"], record["outcome"]) == (4, 240, "verified")
+    assert record["queries"]["verify"]["next_token_queries"] == 30 * 6
+    assert isinstance(load_copy(out).model, MixedModel)
+    assert json.loads(myna("score", out, _line(tmp_path), "--json").stdout)["log_probs_nats"][0] < 0
+    capped = myna(*command, "--overwrite", "--max-rank", 2)
+    assert capped.exit_code == 1 and "cap of 2" in capped.stdout and "saved" not in capped.stdout
+    shown = myna(*command, "--overwrite", "--tolerance", "1e-5", "--seed", 2)
+    assert shown.exit_code == 0 and "4 of next-token laws" in shown.stdout
+    asked = tmp_path / "asked.ledger"
+    kept = [*command, "--overwrite", "--ledger", asked]
+    assert isinstance(myna(*kept, "--budget", 100).exception, BudgetExhausted)
+    assert myna(*kept).exit_code == 0 and asked.stat().st_size > 0
+
+
+def _line(folder):
+    (folder / "lines.txt").write_text("1 2 3 4 5 6 7 8 9 10 11 12\n")
+    return folder / "lines.txt"
+
+
+@pytest.mark.parametrize(
+    ("uri", "more", "words"),
+    [
+        ("zoo:hmm", ["--mismatch", "1e-3"], "belongs to other learners"),
+        ("zoo:hmm", ["--space", "logits"], "leave --space logits out"),
+        ("zoo:hmm", ["--structure", "time-varying"], "one basis for all cuts"),
+        ("zoo:hmm", ["--structure", "test"], "one basis for all cuts"),
+        ("zoo:hmm", ["--epochs", "3"], "belongs to --learner fitted"),
+        ("zoo:registers?k=2", [], "has the stop token"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, uri, more, words):
+    line = ["learn", uri, "-o", str(tmp_path / "copy"), "--learner", "wide", *more]
+    refused = CliRunner().invoke(app, line)
+    assert isinstance(refused.exception, InputError) and words in str(refused.exception)
+    assert not (tmp_path / "copy").exists()
+
+
+def test_laws_that_depend_on_the_position_end_with_status_one(tmp_path):
+    line = ["learn", "zoo:parity?bits=6", "-o", str(tmp_path / "copy"), "--learner", "wide"]
+    done = CliRunner().invoke(app, line)
+    assert done.exit_code == 1 and "mismatch left" in done.stdout
+    assert "depend on the position" in done.stdout

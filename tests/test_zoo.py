@@ -96,7 +96,7 @@ def test_models_are_their_seeds():
         ("zoo:parity?bits=4&bits=5", "has one twice"),
         ("zoo:hmm?varying=maybe", "true or false"),
         ("zoo:logit2?length=8", "odd length"),
-        ("hmm:file.npz", "horizon=N"),
+        ("hmm:file.npz?horizon=0", "whole number of at least 1"),
         ("pautomac:/nowhere.txt", "cannot be read"),
         ("pautomac:x?y=1", "takes no parameters"),
         ("student:/nowhere", "no saved copy"),

@@ -7,19 +7,15 @@ Status 1 where a command ends otherwise than it should: with 2, or (pytest) with
 """
 
 import datetime
-import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
+from shown import ROOT, kept, run
+
 PAGE, KEPT = ROOT / "docs/talk.md", ROOT / "docs/talk-output.md"
-MOST_LINES = 14  # of a command's output that are kept, the last ones
-MINUTES = 10  # a command
 
 
 class Topic(NamedTuple):
@@ -42,28 +38,6 @@ def topics(text: str) -> list[Topic]:
     return found
 
 
-def run(command: str, folder: str) -> tuple[str, float, bool]:
-    """What a command printed, its seconds, and whether it ended as it should."""
-    began = time.perf_counter()
-    line = command
-    if command.startswith("python -m pytest"):
-        line = f"cd {ROOT} && {command} -p no:cacheprovider --no-header"
-    line = re.sub(r"(?<![\w:])((?:zoo|hf|rnn):\S+)", r"'\1'", line)  # ? is the shell's
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "COLUMNS": "110",
-        "NO_COLOR": "1",
-        "TERM": "dumb",
-    }
-    done = subprocess.run(
-        line, shell=True, cwd=folder, env=environment, text=True, timeout=60 * MINUTES,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-    )  # fmt: skip
-    good = done.returncode == 0 or ("pytest" not in command and done.returncode == 1)
-    printed = done.stdout.replace(str(ROOT), ".").replace(folder, ".").strip()
-    return printed, time.perf_counter() - began, good
-
-
 def main(numbers: list[int]) -> int:
     """Run the topics; the number of commands that ended badly."""
     chosen = [t for t in topics(PAGE.read_text()) if not numbers or t.number in numbers]
@@ -78,13 +52,12 @@ def main(numbers: list[int]) -> int:
             for command in topic.commands:
                 printed, seconds, good = run(command, folder)
                 bad += not good
-                lines = printed.splitlines()
-                shown = lines if len(lines) <= MOST_LINES else ["...", *lines[-MOST_LINES:]]
+                shown = kept(printed)
                 parts += [f"$ {command}", *shown]
                 print(f"{topic.number}. {seconds:.0f} s {'' if good else 'FAILED '}{command}")
                 if numbers or not good:
                     print("\n".join(shown))
-            body = "\n".join(line.rstrip() for line in parts)
+            body = "\n".join(parts)
             written.append(f"## {topic.number}. {topic.title}\n```\n{body}\n```\n")
     print(f"{len(chosen)} topics, {time.perf_counter() - began:.0f} s, {bad} failed")
     if not numbers:

@@ -14,8 +14,10 @@ from myna.app.models import generator_of, open_saved, plain_copy, writing
 from myna.app.options import Json, MaxTokens, Seed
 from myna.app.picture import write_picture
 from myna.evaluate.certify import Certificate, certify
+from myna.evaluate.teacher_cost import TeacherCost, teacher_cost
 from myna.learn.compress import Choice, Compressed, CompressSettings, compress
 from myna.lowrank.model import LowRankModel
+from myna.lowrank.student import Strings, sampling_limit
 from myna.teachers.copies import CopyTeacher, check_destination, save_packed
 from myna.teachers.ledger import Ledger
 from myna.teachers.uri import open_teacher
@@ -42,7 +44,8 @@ def compress_command(
     ] = 4000,
     max_tokens: MaxTokens = None,
     curve: Annotated[
-        Path | None, typer.Option(help="Write all choices as FILE.html and FILE.png.")
+        Path | None,
+        typer.Option(help="Write all choices, and any --teacher, as FILE.html and FILE.png."),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a saved copy.")] = False,
     seed: Seed = 0,
@@ -55,26 +58,29 @@ def compress_command(
     with learning_progress() as show:
         found = compress(copy, settings, generator_of(seed), show)
         show("certifying")
-        certificate = _certified(found, copy, teacher, seed, max_tokens)
+        source = CopyTeacher(copy) if teacher is None else open_teacher(teacher)
+        with Ledger(source, seed=seed) as ledger:
+            certificate = certify(ledger.laws("certify"), found.student, max_tokens=max_tokens)
+            cost = None
+            if curve is not None and teacher is not None:
+                show("timing the teacher")
+                cost = teacher_cost(source, ledger, _judging(copy, settings, seed))
     about: dict[str, Any] = {"teacher": student, "myna": __version__}
     about["compressed"] = output.plain(dataclasses.asdict(settings)) | {"kl": found.report.reason}
     save_packed(out, found.student, found.precision, about, overwrite=overwrite)
     if curve is not None:
         with writing("picture", curve):
-            write_picture(_chart(found, student), curve.parent, curve.stem)
+            write_picture(_chart(found, student, cost), curve.parent, curve.stem)
     if as_json:
-        output.print_json(_record(found, certificate, student, teacher, out))
+        output.print_json(_record(found, certificate, student, teacher, out, cost))
     else:
-        _show(found, certificate, student, teacher, out)
+        _show(found, certificate, student, teacher, out, cost)
 
 
-def _certified(
-    found: Compressed, copy: LowRankModel, teacher: str | None, seed: int, max_tokens: int | None
-) -> Certificate:
-    """Against the copy, or against a teacher, on strings that compression never saw."""
-    source = CopyTeacher(copy) if teacher is None else open_teacher(teacher)
-    with Ledger(source, seed=seed) as ledger:
-        return certify(ledger.laws("certify"), found.student, max_tokens=max_tokens)
+def _judging(copy: LowRankModel, settings: CompressSettings, seed: int) -> Strings:
+    """As many strings of the copy as judge its choices, cut alike."""
+    limit = sampling_limit(copy.spec, settings.max_tokens)
+    return copy.sample(settings.strings, generator_of(seed), limit)
 
 
 def _choice(choice: Choice) -> dict[str, Any]:
@@ -82,7 +88,12 @@ def _choice(choice: Choice) -> dict[str, Any]:
 
 
 def _record(
-    found: Compressed, certificate: Certificate, student: str, teacher: str | None, out: Path
+    found: Compressed,
+    certificate: Certificate,
+    student: str,
+    teacher: str | None,
+    out: Path,
+    cost: TeacherCost | None,
 ) -> dict[str, Any]:
     """JSON types only."""
     report = found.report
@@ -96,12 +107,18 @@ def _record(
         "tying": report.tying,
         "certified_against": teacher or student,
         "certificate": certificate.as_json(),
+        "teacher_cost": output.plain(cost),
         "seconds": report.seconds,
     }
 
 
 def _show(
-    found: Compressed, certificate: Certificate, student: str, teacher: str | None, out: Path
+    found: Compressed,
+    certificate: Certificate,
+    student: str,
+    teacher: str | None,
+    out: Path,
+    cost: TeacherCost | None,
 ) -> None:
     """The choice beside the whole copy, then the certificate."""
     report = found.report
@@ -135,7 +152,16 @@ def _show(
     output.out.print(f"tried       {len(report.choices)} choices in {report.seconds:.1f} s")
     output.out.print(f"certificate against {teacher or student}:", markup=False)
     output.show_certificate(certificate)
+    if cost is not None:
+        output.out.print(f"teacher     {_told(cost)}", markup=False)
     output.out.print(f"saved       {out}", markup=False)
+
+
+def _told(cost: TeacherCost) -> str:
+    """What the teacher takes, in words."""
+    size = "bytes not known" if cost.bytes is None else f"{cost.bytes:,} bytes"
+    asked = f", over {cost.asked:,} laws asked one by one" if cost.asked else ""
+    return f"{size}, {cost.nanoseconds:,.0f} ns a token{asked}"
 
 
 def _named(choice: Choice) -> str:
@@ -143,8 +169,8 @@ def _named(choice: Choice) -> str:
     return f"{tables}, {'convex' if choice.convex else 'signed'}"
 
 
-def _chart(found: Compressed, title: str) -> alt.VConcatChart:
-    """Bytes, and nanoseconds a token, against KL; the whole copy as a line."""
+def _chart(found: Compressed, title: str, cost: TeacherCost | None = None) -> alt.VConcatChart:
+    """Bytes, and nanoseconds a token, against KL; the whole copy as a line, the teacher a square."""
     report = found.report
     rows = [
         {
@@ -167,7 +193,9 @@ def _chart(found: Compressed, title: str) -> alt.VConcatChart:
             .mark_point(filled=True, size=60, opacity=0.8)
             .encode(
                 x=alt.X(
-                    "KL:Q", scale=alt.Scale(type="log"), title="KL a token, nats (1e-12: rounding)"
+                    "KL:Q",
+                    scale=alt.Scale(type="log"),
+                    title="KL from the copy, nats a token (1e-12: 0, or rounding)",
                 ),
                 y=alt.Y(f"{field}:Q", scale=alt.Scale(type="log")),
                 color=alt.Color("entries:N", title="entries"),
@@ -185,8 +213,25 @@ def _chart(found: Compressed, title: str) -> alt.VConcatChart:
             .mark_point(size=260, color="black")
             .encode(x="KL:Q", y=f"{field}:Q")
         )
-        panels.append(alt.layer(points, line, ring))
-    heading = alt.TitleParams(
-        f"smaller copies of {title}", subtitle="dashed: the copy; ringed: the choice taken"
-    )
+        panels.append(alt.layer(points, line, ring, *_teacher_mark(cost, field)))
+    said = ["dashed: the copy; ringed: the choice taken"]
+    if cost is not None:
+        said.append(f"square, at KL 0: the teacher ({_told(cost)})")
+    heading = alt.TitleParams(f"smaller copies of {title}", subtitle=said)
     return alt.vconcat(*panels, title=heading)
+
+
+def _teacher_mark(cost: TeacherCost | None, field: str) -> list[alt.Chart]:
+    """The teacher at KL 0, where the figure is known."""
+    if cost is None:
+        return []
+    value = cost.bytes if field == "bytes" else cost.nanoseconds
+    if value is None:
+        return []
+    row = {"KL": _ROUNDING, field: value, "label": "the teacher"}
+    mark = (
+        alt.Chart(alt.Data(values=[row]))
+        .mark_point(shape="square", size=140, color="black", filled=True)
+        .encode(x="KL:Q", y=f"{field}:Q", tooltip=["label:N", f"{field}:Q"])
+    )
+    return [mark]

@@ -7,12 +7,14 @@ from typing import Any
 from myna.errors import InputError
 from myna.learn.report import ExactSettings, Structure
 from myna.learn.states import StatesSettings
+from myna.learn.wide import WideSettings
 from myna.logits.fitted import FitSettings
 from myna.logits.provable import ProvableSettings
 from myna.logits.report import LogitSettings
 
 _LOGITS_ALONE = (
-    "--learner belongs to --space logits (only --learner states does not); add that or leave it out"
+    "--learner belongs to --space logits (only --learner states and --learner wide do not); add "
+    "that or leave it out"
 )
 
 
@@ -33,12 +35,13 @@ class Space(Enum):
 
 
 class Learner(Enum):
-    """How a copy is found: the first three in logit space, the last in probability space."""
+    """How a copy is found: the first three in logit space, the others in probability space."""
 
     EXACT_RANK = "exact-rank"
     PROVABLE = "provable"
     FITTED = "fitted"
     STATES = "states"
+    WIDE = "wide"
 
 
 STRUCTURES = {Form.TIME_VARYING: Structure.TIME_VARYING, Form.STATIONARY: Structure.STATIONARY}
@@ -52,7 +55,7 @@ def settings_of_laws(
     mismatch: float | None,
     of_fitted: dict[str, Any],
     laws: int | None,
-) -> ExactSettings | LogitSettings | ProvableSettings | FitSettings | StatesSettings:
+) -> ExactSettings | LogitSettings | ProvableSettings | FitSettings | StatesSettings | WideSettings:
     """The settings of the learner asked for; an option that it does not have is refused.
 
     named: the caps and tolerances that were said, by the exact learner's names
@@ -71,6 +74,9 @@ def settings_of_laws(
     if learner is Learner.STATES:
         refuse(exact, "other learners", "--learner states")
         return _states_settings(space, form, named)
+    if learner is Learner.WIDE:
+        refuse(exact, "other learners", "--learner wide")
+        return _wide_settings(space, form, named)
     return _exact_settings(space, learner, form, named | exact)
 
 
@@ -122,6 +128,19 @@ def _states_settings(space: Space, form: Form, named: dict[str, Any]) -> StatesS
         )
     own = {"max_rank": "max_states", "verify_histories": "check_words", "max_tokens": "walk"}
     return StatesSettings(**{own.get(name, name): value for name, value in named.items()})
+
+
+def _wide_settings(space: Space, form: Form, named: dict[str, Any]) -> WideSettings:
+    """The settings of the learner for many tokens; what is checked are fresh strings."""
+    if space is not Space.PROBABILITIES:
+        raise InputError("--learner wide finds laws, not logits; leave --space logits out")
+    if form not in (Form.AUTO, Form.STATIONARY):
+        raise InputError(
+            f"--learner wide finds one basis for all cuts; leave --structure {form.value} out"
+        )
+    if "verify_histories" in named:
+        named["fresh"] = named.pop("verify_histories")
+    return WideSettings(**named)
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,12 +31,14 @@ from myna.app.options import SAMPLED_TOKENS, Access, Json, LedgerPath, Seed, Tea
 from myna.app.sampled_output import sampled_record, show_sampled
 from myna.app.spending import confirm_spending, provenance, rejected
 from myna.app.states_output import show_states, states_record
+from myna.app.wide_output import show_wide, wide_record
 from myna.errors import InputError
 from myna.learn.exact import learn_exact, learn_testing_stationarity
 from myna.learn.from_samples import learn_sampled
 from myna.learn.report import ExactSettings, LearnResult, Outcome
 from myna.learn.sampled_report import Kind, Projection, SampledResult, SampledSettings
 from myna.learn.states import StatesOutcome, StatesResult, StatesSettings, learn_states
+from myna.learn.wide import WideOutcome, WideResult, WideSettings, learn_wide
 from myna.logits.exact import LogitProgress, learn_logits
 from myna.logits.fitted import FitProgress, FitResult, FitSettings, Start, fit_network
 from myna.logits.provable import ProvableResult, ProvableSettings, learn_provably
@@ -45,7 +47,15 @@ from myna.teachers.copies import check_destination, save_copy
 from myna.teachers.ledger import Budget, Ledger
 from myna.teachers.oracle import Samples, as_samples
 
-_Result = LearnResult | SampledResult | LogitResult | ProvableResult | FitResult | StatesResult
+_Result = (
+    LearnResult
+    | SampledResult
+    | LogitResult
+    | ProvableResult
+    | FitResult
+    | StatesResult
+    | WideResult
+)
 _Settings = (
     ExactSettings
     | SampledSettings
@@ -53,6 +63,7 @@ _Settings = (
     | ProvableSettings
     | FitSettings
     | StatesSettings
+    | WideSettings
 )
 
 
@@ -85,7 +96,8 @@ def learn(
             help="Logits: changes of basis (exact-rank, unless said), linear programs that bound "
             "coefficients (provable; needs a horizon and HiGHS), or a network of dimension "
             "--max-rank fitted to laws along text, where no rank is exact (fitted). Probabilities: "
-            "a machine of at most --max-rank states, each asked for (states)."
+            "a machine of at most --max-rank states, each asked for (states), or a stationary copy "
+            "over thousands of tokens (wide)."
         ),
     ] = None,
     epochs: Annotated[
@@ -124,10 +136,13 @@ def learn(
     ] = None,
     verify: Annotated[
         int | None,
-        typer.Option(min=1, help="Laws: fresh histories to check, from each side (1000)."),
+        typer.Option(
+            min=1, help="Laws: fresh histories to check, from each side (1000; wide: 100 strings)."
+        ),
     ] = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="Laws: residual below which a row is in the span (1e-9).")
+        float | None,
+        typer.Option(help="Laws: residual below which a row is in the span (1e-9; wide: 1e-6)."),
     ] = None,
     mismatch: Annotated[
         float | None, typer.Option(help="Laws: difference of laws that counts as wrong (1e-8).")
@@ -135,7 +150,9 @@ def learn(
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Without a horizon, cut strings at this length (laws: 1000, samples: 100)."
+            min=1,
+            help="Without a horizon, cut strings at this length (laws: 1000, samples: 100; wide, "
+            "always: 24).",
         ),
     ] = None,
     ledger_file: LedgerPath = None,
@@ -171,12 +188,14 @@ def learn(
                 found = learned(ledger, exact, seed, testing=form is Form.TEST)
             elif isinstance(exact, StatesSettings):
                 found = learned_states(ledger, exact, seed)
+            elif isinstance(exact, WideSettings):
+                found = learned_wide(ledger, exact, seed)
             else:
                 found = learned_logits(ledger, exact, seed)
         also = provenance(source)
         saved = save_result(found, out, teacher, exact, seed, overwrite=overwrite, also=also)
         done = isinstance(found, FitResult) or found.report.outcome in (
-            Outcome.VERIFIED, LogitOutcome.VERIFIED, StatesOutcome.VERIFIED
+            Outcome.VERIFIED, LogitOutcome.VERIFIED, StatesOutcome.VERIFIED, WideOutcome.VERIFIED
         )  # fmt: skip
     else:
         of_laws |= {"epochs": epochs, "start": start}
@@ -240,6 +259,12 @@ def learned_states(ledger: Ledger, settings: StatesSettings, seed: int) -> State
             generator_of(seed),
             lambda at: tell(f"{at.stage}: {at.states:,} states, {at.queries:,} queries"),
         )
+
+
+def learned_wide(ledger: Ledger, settings: WideSettings, seed: int) -> WideResult:
+    """Run the learner for many tokens under a progress line."""
+    with learning_progress() as tell:
+        return learn_wide(ledger, settings, generator_of(seed), tell)
 
 
 def learned_logits(
@@ -322,6 +347,8 @@ def _show(
         show_sampled(result.report, saved)
     elif isinstance(result, StatesResult):
         show_states(result.report, saved)
+    elif isinstance(result, WideResult):
+        show_wide(result.report, saved)
     elif isinstance(result, FitResult):
         show_fitted(result.report, saved)
     elif isinstance(result, LogitResult):
@@ -340,6 +367,8 @@ def _record(result: _Result, teacher: str, saved: str | None) -> dict[str, Any]:
         return sampled_record(result.report, teacher, saved)
     if isinstance(result, StatesResult):
         return states_record(result.report, teacher, saved)
+    if isinstance(result, WideResult):
+        return wide_record(result.report, teacher, saved)
     if isinstance(result, LearnResult):
         return output.learn_record(result.report, teacher, saved)
     return logit_record(result.report, teacher, saved)

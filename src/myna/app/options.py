@@ -15,7 +15,7 @@ TeacherName = Annotated[
     str,
     typer.Argument(
         metavar="TEACHER",
-        help="zoo:NAME?.., pautomac:FILE, hmmer3:FILE, hmm:FILE?horizon=N, student:FOLDER, "
+        help="zoo:NAME?.., pautomac:FILE, hmmer3:FILE, hmm:FILE.npz?horizon=N, student:FOLDER, "
         "hf:FOLDER, rnn:FOLDER, replay:LEDGER, openai:MODEL?base_url=http://..",
     ),
 ]

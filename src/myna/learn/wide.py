@@ -10,12 +10,18 @@ what remains are the operators A[i, o, j] = P(o | h_i) G[i, o, j], put over few 
 at the end (`lowrank.mixed`). The basis starts from histories along the teacher's own strings and
 grows by every child whose residual exceeds the tolerance, until none does.
 
+An accepted residual r costs about r^2 / 2 nats, errors of T tokens add up to (T r)^2 / 2 at most,
+and the floor f costs at most f. So along fresh strings a copy of a stationary teacher keeps
+KL <= r + f nats a token as long as T^2 < 2 / r, and one that does not is reported as a mismatch.
+
 Limits: futures are one token long, so states that no single next token tells apart are one state
-here; what that costs is in the fresh divergence of the report. A teacher with a stop token or
-position-dependent laws is for `learn.exact`.
+here; what that costs is in the fresh divergence of the report. A teacher with a stop token is
+refused; laws that depend on the position show as a mismatch, and are for `learn.exact`.
 """
 
 import dataclasses
+import enum
+import math
 import time
 from collections.abc import Callable
 
@@ -36,6 +42,14 @@ _TOGETHER = 1024  # laws held at once
 _PIVOTS = 4  # children added to the basis between two solves
 
 
+class WideOutcome(enum.Enum):
+    """How learning ended."""
+
+    VERIFIED = "verified"
+    MISMATCH_LEFT = "mismatch left"
+    RANK_TOO_HIGH = "rank too high"
+
+
 @dataclasses.dataclass(frozen=True)
 class WideSettings:
     """What may be chosen.
@@ -46,7 +60,7 @@ class WideSettings:
     parts_tolerance: singular values of the operators below this share of the first are left out
     max_parts: shared matrices at most; None for as many as the rank
     floor: of the copy's laws, over the number of tokens (`lowrank.mixed`)
-    fresh: strings along which the finished copy is measured
+    fresh: strings along which the finished copy is measured; two or more, so that they vary
     """
 
     tolerance: float = 1e-6
@@ -60,9 +74,13 @@ class WideSettings:
 
     def __post_init__(self) -> None:
         """Refuse settings with which nothing can be learned."""
-        for name in ("max_rank", "strings", "max_tokens", "fresh"):
+        for name in ("max_rank", "strings", "max_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.fresh < 2:
+            raise InputError(
+                f"one string has no interval, so fresh must be at least 2, got {self.fresh}"
+            )
         if not 0 < self.tolerance < 1:
             raise InputError(f"the tolerance must lie between 0 and 1, got {self.tolerance}")
 
@@ -71,18 +89,21 @@ class WideSettings:
 class WideReport:
     """What was learned and what it cost.
 
+    outcome: how it ended
     reason: one sentence for people
-    rank, parts: S and K
+    rank, parts: S and K; where the rank was too high, the cap and no parts
     tolerance: that the rank was found with
     children: laws read of histories one token beyond the basis
     worst: largest residual among them
-    left_out: share of the operators' norm that the shared matrices miss
-    kl, half_width: KL(teacher || copy) along fresh strings, nats a token, 99% (normal approximation)
+    left_out: share of the operators' norm that the shared matrices miss; NaN without a copy
+    kl, half_width: KL(teacher || copy) along fresh strings, nats a token, 99% (normal
+        approximation); NaN without a copy
     parameters: numbers stored
     accounts: what each purpose spent
     seconds: wall-clock time
     """
 
+    outcome: WideOutcome
     reason: str
     rank: int
     parts: int
@@ -99,9 +120,9 @@ class WideReport:
 
 @dataclasses.dataclass(frozen=True)
 class WideResult:
-    """A student and the report on it."""
+    """A student and the report on it; no student where the rank was too high."""
 
-    student: MixedModel
+    student: MixedModel | None
     report: WideReport
 
 
@@ -114,42 +135,64 @@ def learn_wide(
     """Learn a stationary copy without ever holding all children.
 
     Raises:
-        InputError: a language with a stop token; a rank above the cap.
+        InputError: a language with a stop token, or a horizon that leaves no room for children.
         BudgetExhausted: where the ledger allows fewer laws.
     """
     began = time.perf_counter()
     if ledger.spec.stop is not None:
-        raise InputError("this learner is for languages without a stop token; use learn_exact")
+        raise InputError(
+            "this learner is for strings that nothing ends, and this teacher has the stop token "
+            f"{ledger.spec.alphabet[ledger.spec.stop]!r}; use the exact learner (no --learner)"
+        )
     run = _Basis(ledger.laws("learn"), settings)
-    progress("first histories")
-    run.begin()
-    done = 0
-    while done < len(run.histories):
-        progress(f"children of {done + 1} of {len(run.histories)}")
-        run.read_children(done)
-        done += 1
-    progress("shared matrices")
-    student, left_out = run.model(generator)
-    progress("measuring")
-    kl = _measured(ledger.laws("verify"), student, settings)
+    student, left_out, kl = None, math.nan, DivergenceRate(math.nan, math.nan, 0, 0)
+    try:
+        run.grow(progress)
+    except _RankTooHigh as error:
+        outcome, reason = WideOutcome.RANK_TOO_HIGH, str(error)
+    else:
+        progress("shared matrices")
+        student, left_out = run.model(generator)
+        progress("measuring")
+        kl = _measured(ledger.laws("verify"), student, settings)
+        outcome, reason = _judged(student, kl, settings)
     report = WideReport(
-        reason=(
-            f"rank {done} at tolerance {settings.tolerance:g}, {len(student.parts)} shared "
-            f"matrices; {kl.mean:.3g} +- {kl.half_width:.1g} nats a token along {settings.fresh:,} fresh strings"
-        ),
-        rank=done,
-        parts=len(student.parts),
+        outcome=outcome,
+        reason=reason,
+        rank=len(run.histories),
+        parts=len(student.parts) if student else 0,
         tolerance=settings.tolerance,
         children=run.children,
         worst=run.worst,
         left_out=left_out,
         kl=kl.mean,
         half_width=kl.half_width,
-        parameters=student.num_parameters,
+        parameters=student.num_parameters if student else 0,
         accounts=ledger.accounts(),
         seconds=time.perf_counter() - began,
     )
     return WideResult(student, report)
+
+
+def _judged(
+    student: MixedModel, kl: DivergenceRate, settings: WideSettings
+) -> tuple[WideOutcome, str]:
+    """Whether fresh strings bear the copy out, in a sentence."""
+    said = (
+        f"rank {student.ranks[0]} at tolerance {settings.tolerance:g}, {len(student.parts)} shared "
+        f"matrices; {kl.mean:.3g} +- {kl.half_width:.1g} nats a token along {kl.strings:,} fresh strings"
+    )
+    limit = settings.tolerance + settings.floor
+    if kl.mean - kl.half_width <= limit:  # not where both are infinite
+        return WideOutcome.VERIFIED, said
+    return WideOutcome.MISMATCH_LEFT, (
+        f"{said}, more than {limit:.3g}: the teacher's laws depend on the position, or its states "
+        "need more than one next token to be told apart; use the exact learner (no --learner)"
+    )
+
+
+class _RankTooHigh(Exception):
+    """A child does not fit, and the basis may not grow."""
 
 
 class _Basis:
@@ -161,7 +204,21 @@ class _Basis:
         self._operators: list[Float[Tensor, "token rank"]] = []
         self.children, self.worst = 0, 0.0
 
-    def begin(self) -> None:
+    def grow(self, progress: Callable[[str], None]) -> None:
+        """First histories, then all children of each, until none is new.
+
+        Raises:
+            _RankTooHigh: where more histories are needed than the cap allows.
+        """
+        progress("first histories")
+        self._begin()
+        done = 0
+        while done < len(self.histories):
+            progress(f"children of {done + 1} of {len(self.histories)}")
+            self._read_children(done)
+            done += 1
+
+    def _begin(self) -> None:
         """A spanner of histories along drawn strings, the empty one first."""
         settings = self._settings
         limit = min(settings.max_tokens, self._longest())
@@ -201,12 +258,12 @@ class _Basis:
         future, kept = Prefixes.of([[0]]), torch.tensor([[0, 0]])
         return self._view.cross(Prefixes.of(histories), future, kept).laws[:, 0].exp()
 
-    def read_children(self, member: int) -> None:
+    def _read_children(self, member: int) -> None:
         """Operators of one basis history; children that do not fit join the basis."""
         if len(self.histories[member]) > self._longest():
             raise InputError(
                 f"a basis history has {len(self.histories[member])} tokens, and the horizon of "
-                f"{self._view.spec.horizon} leaves no room after it; use learn_exact"
+                f"{self._view.spec.horizon} leaves no room after it; use the exact learner (no --learner)"
             )
         own = self._rows[member] * self._scale
         tokens = (own > 0).nonzero()[:, 0]
@@ -237,9 +294,11 @@ class _Basis:
                 return torch.linalg.solve_triangular(self._r, projected.T, upper=True).T
             room = self._settings.max_rank - len(self.histories)
             if room < 1:
-                raise InputError(
-                    f"the teacher's rank exceeds the cap of {self._settings.max_rank} (a child's "
-                    f"residual is {worst:.2g}); raise max_rank or the tolerance"
+                self.worst = max(self.worst, worst)
+                raise _RankTooHigh(
+                    f"the teacher's rank exceeds the cap of {self._settings.max_rank}: a child's "
+                    f"residual is {worst:.2g}, above the tolerance of {self._settings.tolerance:g}; "
+                    "raise one of the two"
                 )
             found = barycentric_spanner(
                 residual, tolerance=self._settings.tolerance, max_rank=min(_PIVOTS, room)

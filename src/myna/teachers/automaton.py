@@ -14,7 +14,7 @@ from myna.errors import InputError
 from myna.lowrank.student import State, StepInfo
 from myna.spec import Spec, fingerprint, numbered
 from myna.teachers.hmm import check_stochastic
-from myna.teachers.stepped import SteppedTeacher
+from myna.teachers.stepped import SteppedTeacher, bytes_of
 
 
 class Automaton(SteppedTeacher):
@@ -61,6 +61,11 @@ class Automaton(SteppedTeacher):
     def num_states(self) -> int:
         """Number of states: a bound on the rank."""
         return len(self._initial)
+
+    @property
+    def num_bytes(self) -> int | None:
+        """Of the three tables."""
+        return bytes_of((self._initial, self._moves, self._emitted))
 
     def initial(self, batch: int) -> State:
         """The law of the first state."""

@@ -27,7 +27,7 @@ from myna.errors import FormatError, InputError
 from myna.lowrank.student import State, StepInfo
 from myna.spec import Spec, fingerprint
 from myna.teachers.files import check_plain, read_json
-from myna.teachers.stepped import SteppedTeacher
+from myna.teachers.stepped import SteppedTeacher, bytes_of
 from myna.teachers.token_names import visible_names
 
 _FORGET = 1.0  # added to f when running; it is no part of the stored bias
@@ -78,6 +78,12 @@ class CharRnn(SteppedTeacher):
     def spec(self) -> Spec:
         """Characters, no stop, the caller's horizon."""
         return self._spec
+
+    @property
+    def num_bytes(self) -> int | None:
+        """Of all weights, in double precision."""
+        w = self._weights
+        return bytes_of([w.embedding, *w.kernels, *w.biases, w.out, w.out_bias])
 
     def initial(self, batch: int) -> State:
         """The state after the beginning character."""

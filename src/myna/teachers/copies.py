@@ -67,6 +67,12 @@ class CopyTeacher(SteppedTeacher):
         """The student's own."""
         return self.student.spec
 
+    @property
+    def num_bytes(self) -> int | None:
+        """Of the student's numbers in double precision, where it counts them."""
+        numbers = getattr(self.student, "num_parameters", None)
+        return None if numbers is None else 8 * numbers
+
     def initial(self, batch: int) -> State:
         """The student's initial state."""
         return self.student.initial(batch)

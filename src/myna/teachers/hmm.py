@@ -17,7 +17,7 @@ from torch import Tensor
 from myna.errors import InputError
 from myna.lowrank.student import State, StepInfo
 from myna.spec import Spec, fingerprint, numbered
-from myna.teachers.stepped import SteppedTeacher
+from myna.teachers.stepped import SteppedTeacher, bytes_of
 
 
 class Hmm(SteppedTeacher):
@@ -67,6 +67,11 @@ class Hmm(SteppedTeacher):
     def num_states(self) -> int:
         """Number of hidden states: a bound on the rank at every cut."""
         return len(self._initial)
+
+    @property
+    def num_bytes(self) -> int | None:
+        """Of the three tables."""
+        return bytes_of((self._initial, self._transition, self._emission))
 
     @property
     def initial_law(self) -> Float[Tensor, " state"]:

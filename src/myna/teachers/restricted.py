@@ -353,6 +353,11 @@ class RestrictedSteps(RestrictedLaws, SteppedTeacher):
         super().__init__(teacher, kept)
         self._steps = teacher
 
+    @property
+    def num_bytes(self) -> int | None:
+        """The whole teacher's."""
+        return self._steps.num_bytes
+
     def initial(self, batch: int) -> State:
         """The teacher's initial state."""
         return self._steps.initial(batch)

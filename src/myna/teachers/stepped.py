@@ -7,6 +7,7 @@ completions from stepping each draw.
 
 import abc
 import functools
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float, Int
@@ -160,6 +161,11 @@ class SteppedTeacher(abc.ABC):
         """Next-token log-probabilities (nats)."""
 
     @property
+    def num_bytes(self) -> int | None:
+        """Of the tables that the model is; None where that is not known."""
+        return None
+
+    @property
     def k(self) -> int:
         """Everything can be shown: k = O."""
         return self.spec.num_tokens
@@ -195,6 +201,11 @@ class SteppedTeacher(abc.ABC):
     ) -> Strings:
         """`count` independent sequences (outside any ledger: for tests and benchmarks)."""
         return sample_by_steps(self, count, generator, max_tokens)
+
+
+def bytes_of(tables: Iterable[Tensor]) -> int:
+    """What tables take, as they stand."""
+    return sum(table.numel() * table.element_size() for table in tables)
 
 
 _CHUNK = 2**15  # draws stepped together: few enough that their tables stay in cache

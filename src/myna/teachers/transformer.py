@@ -32,7 +32,7 @@ from myna.teachers.key_values import net_of
 from myna.teachers.llama_cross import LlamaCross
 from myna.teachers.oracle import Completions, Stream
 from myna.teachers.prefixes import Prefixes, check_prefixes
-from myna.teachers.stepped import RecentStates, SteppedTeacher
+from myna.teachers.stepped import RecentStates, SteppedTeacher, bytes_of
 from myna.teachers.transformer_cross import Crosser
 from myna.teachers.tree_walk import distinct, walk
 
@@ -70,6 +70,11 @@ class TransformerTeacher(SteppedTeacher):
     def spec(self) -> Spec:
         """Alphabet, stop token, horizon and fingerprint."""
         return self._spec
+
+    @property
+    def num_bytes(self) -> int | None:
+        """Of all parameters, in the model's own precision."""
+        return bytes_of(self._net.model.parameters())
 
     @property
     def batch(self) -> int:

@@ -3,7 +3,7 @@
 zoo:parity?bits=64&noise=0.1&seed=7      a family of known rank
 pautomac:FILE                            a PAutomaC model file
 hmmer3:FILE                              a HMMER3 profile
-hmm:FILE.npz?horizon=64                  an HMM in a numpy archive
+hmm:FILE.npz?horizon=64                  an HMM in a numpy archive, endless without ?horizon
 student:FOLDER                           a saved copy
 hf:FOLDER?horizon=12                     a causal language model of transformers
 rnn:FOLDER?horizon=12                    a character LSTM
@@ -120,21 +120,20 @@ def _file(reader: Callable[[Path], Samples], scheme: str) -> Callable[[str, Para
 
 def _npz(name: str, parameters: Parameters) -> Samples:
     _only(parameters, ("horizon",), "hmm")
-    text = parameters.get("horizon", "")
-    if not text.isdigit() or int(text) < 1:
-        raise InputError(
-            f"hmm:FILE needs ?horizon=N, the length of its sequences (at least 1), got {text!r}"
-        )
-    return read_hmm(Path(name), int(text))
+    return read_hmm(Path(name), _horizon(parameters))
+
+
+def _horizon(parameters: Parameters) -> int | None:
+    """The length of sequences that was said, if it was."""
+    text = parameters.get("horizon")
+    if text is not None and (not text.isdecimal() or int(text) < 1):
+        raise InputError(f"horizon must be a whole number of at least 1, got {text!r}")
+    return None if text is None else int(text)
 
 
 def _rnn(name: str, parameters: Parameters) -> Samples:
     _only(parameters, ("horizon", "begin"), "rnn")
-    text = parameters.get("horizon")
-    if text is not None and (not text.isdecimal() or int(text) < 1):
-        raise InputError(f"horizon must be a whole number of at least 1, got {text!r}")
-    horizon = None if text is None else int(text)
-    return read_rnn(Path(name), horizon, parameters.get("begin"))
+    return read_rnn(Path(name), _horizon(parameters), parameters.get("begin"))
 
 
 def _hf(name: str, parameters: Parameters) -> Samples:
