@@ -65,7 +65,7 @@ def run(name: str, uri: str, structure: Structure | None, max_tokens: int | None
         if fits:
             best[f"{limit:g}"] = min(fits, key=lambda p: p["bytes"])
     return {
-        "case": name, "teacher": uri, "whole": points[0], "best": best, "points": points,
+        "case": name, "teacher": uri.replace(str(need_shared()), "shared"), "whole": points[0], "best": best, "points": points,
         "tying": report.tying, "seconds": time.perf_counter() - began,
     }  # fmt: skip
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_model import FakeModel
+from server import serving
 
 from myna.app.cli import main
 from myna.app.compress_command import _chart
@@ -199,3 +201,24 @@ def test_the_command(tmp_path, monkeypatch, capsys, copy):
     assert status == 0 and "360 bytes, " in printed and "ns a token" in printed
     assert '"shape": "square"' in (tmp_path / "both.html").read_text()
     assert json.loads(myna(*limits, *also, "--json")[1])["teacher_cost"]["bytes"] == 360
+
+
+def test_a_teacher_that_costs_money_is_not_asked_without_a_word(tmp_path, monkeypatch, copy):
+    save_copy(tmp_path / "copy", copy, {})
+    with serving(FakeModel(open_teacher(HMM))) as url:
+        teacher = f"openai:fake?base_url={url}&price_sent=1000000"
+        words = ["compress", tmp_path / "copy", "-o", tmp_path / "small", "--max-kl", "0.001"]
+        monkeypatch.setattr("sys.argv", ["myna", *map(str, words), "--teacher", teacher])
+        with pytest.raises(SystemExit) as end:
+            main()
+    assert end.value.code == 2 and not (tmp_path / "small").exists()
+
+
+def test_the_teacher_is_asked_within_a_budget(tmp_path, monkeypatch, capsys, copy):
+    save_copy(tmp_path / "copy", copy, {})
+    words = ["compress", tmp_path / "copy", "-o", tmp_path / "small", "--max-kl", "0.001"]
+    words += ["--strings", "500", "--teacher", HMM, "--budget", "50"]
+    monkeypatch.setattr("sys.argv", ["myna", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1 and "50" in capsys.readouterr().err

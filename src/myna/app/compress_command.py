@@ -9,10 +9,12 @@ import typer
 
 from myna import __version__
 from myna.app import output
+from myna.app.budget import Budgets, budget_of, open_within, read_budget
 from myna.app.learn_command import learning_progress
 from myna.app.models import generator_of, open_saved, plain_copy, writing
-from myna.app.options import Json, MaxTokens, Seed
+from myna.app.options import Json, MaxTokens, Seed, Yes
 from myna.app.picture import write_picture
+from myna.app.spending import confirm_spending
 from myna.evaluate.certify import Certificate, certify
 from myna.evaluate.teacher_cost import TeacherCost, teacher_cost
 from myna.learn.compress import Choice, Compressed, CompressSettings, compress
@@ -20,7 +22,6 @@ from myna.lowrank.model import LowRankModel
 from myna.lowrank.student import Strings, sampling_limit
 from myna.teachers.copies import CopyTeacher, check_destination, save_packed
 from myna.teachers.ledger import Ledger
-from myna.teachers.uri import open_teacher
 
 _ROUNDING = 1e-12  # nats: less is not shown apart
 
@@ -48,6 +49,8 @@ def compress_command(
         typer.Option(help="Write all choices, and any --teacher, as FILE.html and FILE.png."),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a saved copy.")] = False,
+    budget: Budgets = None,
+    yes: Yes = False,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -55,11 +58,14 @@ def compress_command(
     settings = CompressSettings(max_kl, rank, size, strings, max_tokens)
     copy = plain_copy(student, open_saved(student))
     check_destination(out, overwrite=overwrite)
+    limits = read_budget(budget, queries=True)
+    source = CopyTeacher(copy) if teacher is None else open_within(teacher, limits)
+    confirm_spending(source, queries=limits.plain, generated=0, yes=yes)
+    limit = budget_of(source, limits, queries=limits.plain)
     with learning_progress() as show:
         found = compress(copy, settings, generator_of(seed), show)
         show("certifying")
-        source = CopyTeacher(copy) if teacher is None else open_teacher(teacher)
-        with Ledger(source, seed=seed) as ledger:
+        with Ledger(source, limit, seed) as ledger:
             certificate = certify(ledger.laws("certify"), found.student, max_tokens=max_tokens)
             cost = None
             if curve is not None and teacher is not None:
