@@ -5,6 +5,7 @@
     python bench/pautomac_train.py --part spectral  # the same strings
     python bench/pautomac_train.py --part queries   # the exact learner on a ladder of token budgets
     python bench/pautomac_train.py --part em        # Baum-Welch on all strings, in number order
+    python bench/pautomac_train.py --part networks  # recurrent and attention networks on all strings
     python bench/pautomac_train.py --part picture
 
 The figure of a copy is its score over the truth's in bits a string, log2(perplexity / truth's),
@@ -14,6 +15,8 @@ learner is smoothed: Alergia by a floor in every state, the others by a share of
 of whole strings. Alergia's floor and eps come from one search: learned from two thirds of problem
 1's training strings, the best mean log-probability of the other third. Shares, and Baum-Welch's
 number of states, are chosen on each problem by the last tenth of its strings; then all are used.
+Networks have as many numbers as the query learner's copy (`LEAST` at least); their first learning
+rate comes from the search on problem 1, and a twentieth of the strings only halves it.
 
 The spectral learner knows no stop: its strings go on with stops for ever, all triples up to the
 third stop are counted, and the start is the law of first tokens. Alergia needs aalpy and pydot
@@ -22,6 +25,7 @@ learner's teacher only.
 """
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -41,6 +45,7 @@ from myna.learn.baum_welch import EmReport, EmSettings, HmmParameters, baum_welc
 from myna.learn.evidence import Evidence
 from myna.learn.exact import learn_exact
 from myna.learn.merging import merged_student, pairs
+from myna.learn.networks import Kind, NetworkResult, NetworkSettings, fit_strings
 from myna.learn.ngrams import Ngrams, count_ngrams, fit_ngrams
 from myna.learn.report import ExactSettings
 from myna.learn.spectral import SpectralSettings, Windows, learn_spectral
@@ -54,9 +59,11 @@ PROBLEMS = range(1, 48, 2)
 PARTS = (0.01, 0.1, 1.0)  # of the training strings
 BUDGETS = (300, 1000, 3000, 10_000, 30_000, 100_000, 300_000, 1_000_000, None)
 STATES = (5, 10, 20, 40)
-EM = EmSettings(tolerance_nats=1e-6)
+EM = EmSettings(tolerance_nats=1e-6, accelerated=True)
 FLOORS = (0.5, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 EPS = (0.0005, 0.005, 0.05, 0.5)  # 1.0 had not ended after 100 s on problem 1
+LEAST = 2000  # numbers of a network
+RATES = (0.002, 0.005, 0.01)
 RESCUE = 1e-6  # share of the uniform law where a copy from queries gives a test string zero
 
 Score = Callable[[Strings], torch.Tensor]
@@ -174,9 +181,52 @@ def search(folder: Path) -> None:
             rows.add({**row, "held_out": float(copy.score(held_out).mean())})
 
 
-def chosen(learner: str) -> dict:
+def search_networks(folder: Path) -> None:
+    """The same for the learning rates of networks."""
+    problem = Problem.read(folder, 1)
+    cut = len(problem.train.lengths) * 2 // 3
+    seen, held_out = first(problem.train, cut), after(problem.train, cut)
+    rows = Rows("pautomac_train.search-networks", __doc__ or "")
+    numbers = size_of(folder, 1)
+    for kind, rate in itertools.product(Kind, RATES):
+        fit = network(problem.language, seen, kind, numbers, rate)
+        row = {"learner": kind.value, "rate": rate, "epochs": len(fit.report.held_out)}
+        rows.add({**row, "held_out": float(fit.student.score(held_out).mean())})
+
+
+def size_of(folder: Path, number: int) -> int:
+    """Numbers of the copy from queries."""
+    teacher = read_automaton(folder / f"{number}.pautomac_model.txt")
+    result = learn_exact(Ledger(teacher), ExactSettings(), torch.Generator().manual_seed(0))
+    assert result.student is not None
+    return max(LEAST, result.student.num_parameters)
+
+
+def network(language: Spec, text: Strings, kind: Kind, numbers: int, rate: float) -> NetworkResult:
+    settings = NetworkSettings(kind=kind, parameters=numbers, learning_rate=rate)
+    return fit_strings(language, text, settings, torch.Generator().manual_seed(0))
+
+
+def from_networks(problem: Problem, folder: Path) -> Iterator[dict]:
+    """Both kinds on all strings."""
+    tokens, numbers = int(problem.train.lengths.sum()), size_of(folder, problem.number)
+    for kind in Kind:
+        rate = chosen(kind.value, "search-networks")["rate"]
+        fit = network(problem.language, problem.train, kind, numbers, rate)
+        report = fit.report
+        more = {
+            "parameters": report.parameters,
+            "epochs": len(report.held_out),
+            "converged": report.converged,
+            "seconds": report.seconds,
+        }
+        log_q = fit.student.score(problem.test)
+        yield problem.row(f"{kind.value} network", tokens, log_q, part=1.0, rate=rate, **more)
+
+
+def chosen(learner: str, part: str = "search") -> dict:
     """The setting that the search found best."""
-    rows = json.loads((FOLDER / "pautomac_train.search.json").read_text())["runs"]
+    rows = json.loads((FOLDER / f"pautomac_train.{part}.json").read_text())["runs"]
     return max((r for r in rows if r["learner"] == learner), key=lambda r: r["held_out"])
 
 
@@ -305,6 +355,9 @@ def run(part: str, folder: Path, problems: list[int]) -> None:
                 rows.add(from_moments(problem, share))
         elif part == "em":
             rows.add(em(problem))
+        elif part == "networks":
+            for row in from_networks(problem, folder):
+                rows.add(row)
         else:
             for budget in BUDGETS:
                 rows.add(from_queries(problem, folder, budget))
@@ -322,7 +375,7 @@ def picture() -> None:
     least = 1e-6
     rows = [
         {**row, "shown": max(row["bits"], least)}
-        for row in kept("samples", "spectral", "em", "queries")
+        for row in kept("samples", "spectral", "em", "networks", "queries")
     ]
     chart = (
         alt.Chart(alt.Data(values=rows), width=640, height=380)
@@ -350,7 +403,7 @@ def worth() -> None:
     times: tokens of the strings over tokens sent, at the least budget that is as near
     times_numbers: the same, each law counted as one token more for every number in it
     """
-    asked, drawn = kept("queries"), kept("samples", "spectral", "em")
+    asked, drawn = kept("queries"), kept("samples", "spectral", "em", "networks")
     rows = []
     for number in sorted({row["problem"] for row in asked}):
         best = min((r for r in drawn if r["problem"] == number), key=lambda r: r["bits"])
@@ -381,7 +434,8 @@ def worth() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    choices = ("search", "samples", "spectral", "queries", "em", "picture")
+    searches = {"search": search, "search-networks": search_networks}
+    choices = (*searches, "samples", "spectral", "queries", "em", "networks", "picture")
     parser.add_argument("--part", choices=choices, required=True)
     parser.add_argument("--problems", type=int, nargs="*", default=list(PROBLEMS))
     asked = parser.parse_args()
@@ -390,8 +444,8 @@ def main() -> None:
         worth()
         return
     folder = need_shared() / "pautomac"
-    if asked.part == "search":
-        search(folder)
+    if asked.part in searches:
+        searches[asked.part](folder)
     else:
         run(asked.part, folder, asked.problems)
 
