@@ -1,5 +1,6 @@
 """Laws recovered through biases: equal to the true ones, at the stated number of requests."""
 
+import functools
 import json
 
 import pytest
@@ -20,7 +21,8 @@ from myna.logits.biased_api import (
     requests_by_argmax,
     requests_by_reference,
 )
-from myna.logits.width import hidden_width
+from myna.logits.centred import centred
+from myna.logits.width import _histories, hidden_width, width_of
 from myna.spec import Spec, numbered
 from myna.teachers.ledger import Ledger
 from myna.teachers.prefixes import Prefixes
@@ -119,3 +121,18 @@ def test_the_command_through_an_api():
     assert told["hidden_width"] is None and told["at_least"] == 20
     none = CliRunner().invoke(app, [*asked, "--api", "samples"])
     assert isinstance(none.exception, InputError) and "draws of every law" in str(none.exception)
+
+
+@pytest.mark.parametrize("width", [4, 8, 12, 20, 32, 44])
+@pytest.mark.parametrize("kind", ["layer norm", "rms norm"])
+def test_widths_of_random_transformers_are_exact_through_every_api(kind, width):
+    view = Ledger(transformer(kind, width, seed=width)).laws("width")
+    prefixes = _histories(view, view.spec.num_tokens + 31)
+    for road, shown in (
+        (by_reference, 5),
+        (by_top_one, 1),
+        (functools.partial(by_argmax, tolerance=1e-6), 0),
+    ):
+        found = width_of(centred(road(BiasedApi(view, shown), prefixes)))
+        assert found.hidden_width == width
+        assert found.mean_removed is (kind == "layer norm")
