@@ -25,6 +25,7 @@ are of 100,000 strings, all that there is here and more. What was chosen was cho
 import argparse
 import math
 import time
+from pathlib import Path
 
 import altair as alt
 import torch
@@ -105,29 +106,36 @@ def distance(parameters: HmmParameters, fresh: TextLaws) -> dict:
     return {"kl": float(each.mean()), "half_width": 1.96 * float(each.std()) / len(each) ** 0.5}
 
 
-def text(uri: str, strings: int, seed: int) -> tuple[TextLaws, dict]:
-    """Text with its laws, and what it cost."""
+def text(uri: str, strings: int, seed: int, keep: Path | None) -> tuple[TextLaws, dict]:
+    """Text with its laws, and what it cost; asked once where it is kept."""
+    file = keep and keep / f"{Path(uri).name.split('?')[0]}-{strings}-{seed}.pt"
+    if file and file.exists():
+        data, cost = torch.load(file)
+        return TextLaws(*data), cost
     began = time.process_time()
     ledger = Ledger(open_teacher(uri), seed=seed)
     data = text_laws(ledger.laws("learn"), strings * LENGTH, LENGTH)
     spent = ledger.total()
-    return data, {
+    cost = {
         "asking_processor_seconds": time.process_time() - began,
         "asked_laws": spent.next_token_queries,
         "asked_tokens": spent.tokens_received,
     }
+    if file:
+        torch.save((tuple(data), cost), file)
+    return data, cost
 
 
 def run(chosen: argparse.Namespace) -> None:
     """All parts and sizes of each seed; the smaller texts are the beginnings of the largest."""
     uri = uri_of(chosen.name)
     spec = open_teacher(uri).spec
-    fresh, _ = text(uri, FRESH, 999)
+    fresh, _ = text(uri, FRESH, 999, chosen.keep)
     for seed in chosen.seed:
-        data, cost = text(uri, max(chosen.tokens) // LENGTH, seed)
+        data, cost = text(uri, max(chosen.tokens) // LENGTH, seed, chosen.keep)
         kept = {
             part: Rows(
-                f"surrogates.{chosen.name}-{part}-{chosen.states}-{seed}",
+                f"surrogates.{chosen.name}-{part}-{chosen.states}-{seed}-{max(chosen.tokens)}",
                 "one thread, a busy machine: wall seconds are too long",
             )
             for part in chosen.part
@@ -177,6 +185,7 @@ def main() -> None:
     parser.add_argument("--states", type=int, default=256)
     parser.add_argument("--tokens", type=int, nargs="+", default=[12_500, 25_000, 50_000, 100_000])
     parser.add_argument("--most", type=int, default=500, help="iterations of EM at most")
+    parser.add_argument("--keep", type=Path, help="folder where text is kept between runs")
     parser.add_argument("--picture", action="store_true")
     chosen = parser.parse_args()
     if chosen.part:

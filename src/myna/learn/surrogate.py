@@ -58,7 +58,7 @@ class SurrogateSettings:
     states: int = 256
     laws: int = 100_000
     max_tokens: int = 128
-    epochs: int = 30
+    epochs: int = 20
     batch: int = 32
     segment: int = 32
     learning_rate: float = 0.2
