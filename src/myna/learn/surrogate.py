@@ -191,12 +191,12 @@ def divergences(parameters: HmmParameters, data: TextLaws) -> Float[Tensor, " st
     for rows in torch.arange(len(data.tokens)).split(_TOGETHER):
         belief = initial.expand(len(rows), -1)
         laws = data.laws[rows].double()
-        crossed, _ = _crossed(belief, tables, data.tokens[rows], laws)
+        crossed, _ = cross_entropies(belief, tables, data.tokens[rows], laws)
         found.append((crossed - data.entropy[rows]).sum(1))
     return torch.cat(found) / (data.tokens >= 0).sum(1)
 
 
-def _crossed(
+def cross_entropies(
     belief: Float[Tensor, "row state"],
     tables: HmmTables,
     tokens: Int[Tensor, "row time"],
@@ -265,7 +265,7 @@ def fit_laws(
                 tables = model.tables()
                 belief = tables.initial.expand(len(rows), -1) if belief is None else belief
                 place = rows[:, None], part
-                crossed, after = _crossed(belief, tables, data.tokens[place], data.laws[place])
+                crossed, after = cross_entropies(belief, tables, data.tokens[place], data.laws[place])
                 descent.zero_grad()
                 (crossed.sum() / max(1, int((data.tokens[place] >= 0).sum()))).backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
