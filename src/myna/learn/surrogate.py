@@ -35,7 +35,7 @@ from myna.lowrank.model import LowRankModel
 from myna.teachers.account import Account
 from myna.teachers.ledger import Ledger
 
-_HELD_OUT = 0.1  # of the laws
+_HELD_OUT = 0.1  # of the strings
 _CLIP = 1.0
 _BETAS = (0.9, 0.99)
 _TOGETHER = 64  # strings read at once where nothing is fitted
@@ -47,7 +47,7 @@ class SurrogateSettings:
     """What may be chosen; the defaults were chosen on charrnn-darwin (bench/surrogates.py).
 
     states: S, of the hidden Markov model
-    laws: next-token queries in all, of which 10% are held out
+    laws: next-token queries in all, at most; one string in ten is held out
     max_tokens: strings are cut here
     epochs: passes over the fitted laws; the best on held-out laws is kept
     batch: strings a step
@@ -145,7 +145,7 @@ def fit_surrogate(
     Raises:
         TeacherError: where the teacher does not show laws.
         BudgetExhausted: where the ledger allows fewer laws than the settings.
-        InputError: more states than tokens to cluster.
+        InputError: laws for less than two strings, or more states than tokens to cluster.
     """
     began = time.perf_counter()
 
@@ -155,8 +155,14 @@ def fit_surrogate(
     tell("laws")
     horizon = ledger.spec.horizon
     length = settings.max_tokens if horizon is None else min(horizon, settings.max_tokens)
-    kept = int(settings.laws * _HELD_OUT)
-    data = text_laws(ledger.laws("learn"), settings.laws - kept, length)
+    strings = settings.laws // length
+    if strings < 2:
+        raise InputError(
+            f"a surrogate is fitted to some strings and watched on others; {settings.laws:,} laws "
+            f"are {strings} of {length} tokens: allow more laws or cut strings shorter"
+        )
+    kept = math.ceil(_HELD_OUT * strings) * length
+    data = text_laws(ledger.laws("learn"), strings * length - kept, length)
     fresh = text_laws(ledger.laws("held out"), kept, length)
     asking_seconds = time.perf_counter() - began
     tell("start")
@@ -265,7 +271,9 @@ def fit_laws(
                 tables = model.tables()
                 belief = tables.initial.expand(len(rows), -1) if belief is None else belief
                 place = rows[:, None], part
-                crossed, after = cross_entropies(belief, tables, data.tokens[place], data.laws[place])
+                crossed, after = cross_entropies(
+                    belief, tables, data.tokens[place], data.laws[place]
+                )
                 descent.zero_grad()
                 (crossed.sum() / max(1, int((data.tokens[place] >= 0).sum()))).backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
