@@ -253,6 +253,7 @@ def fit_laws(
 ) -> tuple[HmmParameters, Climb]:
     """Adam from a stationary start, with a cosine; the epoch that is best on held-out laws.
 
+    start: what is zero in it stays zero
     tell: is given the share of the steps done and the last epoch's KL
     """
     model = _Softmax(start)
@@ -268,22 +269,36 @@ def fit_laws(
             belief = None
             for part in parts:
                 tell(rate.last_epoch / steps, fitted[-1] if fitted else math.nan)
-                tables = model.tables()
-                belief = tables.initial.expand(len(rows), -1) if belief is None else belief
-                place = rows[:, None], part
-                crossed, after = cross_entropies(
-                    belief, tables, data.tokens[place], data.laws[place]
-                )
-                descent.zero_grad()
-                (crossed.sum() / max(1, int((data.tokens[place] >= 0).sum()))).backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
-                descent.step()
+                excess, belief = _step(model, descent, belief, data, rows, part)
                 rate.step()
-                belief = after.detach()
-                total += float(crossed.detach().sum()) - float(data.entropy[place].sum())
+                total += excess
         fitted.append(total / data.total)
         now = model.parameters_now()
         seen.append(float(divergences(now, held_out).mean()))
         if seen[-1] < seen[kept]:
             best, kept = now, epoch
     return best, Climb(tuple(fitted), tuple(seen), kept)
+
+
+def _step(
+    model: _Softmax,
+    descent: torch.optim.Optimizer,
+    belief: Float[Tensor, "row state"] | None,
+    data: TextLaws,
+    rows: Int[Tensor, " row"],
+    part: Int[Tensor, " time"],
+) -> tuple[float, Float[Tensor, "row state"]]:
+    """Descend once on a part of some strings: their KL before it, nats, and beliefs after them.
+
+    belief: before the part; None at the beginning of strings
+    """
+    tables = model.tables()
+    if belief is None:
+        belief = tables.initial.expand(len(rows), -1)
+    place = rows[:, None], part
+    crossed, after = cross_entropies(belief, tables, data.tokens[place], data.laws[place])
+    descent.zero_grad()
+    (crossed.sum() / max(1, int((data.tokens[place] >= 0).sum()))).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
+    descent.step()
+    return float(crossed.detach().sum()) - float(data.entropy[place].sum()), after.detach()

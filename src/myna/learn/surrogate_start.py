@@ -44,7 +44,7 @@ def surrogate_start(
 ) -> HmmParameters:
     """A stationary hidden Markov model by counts of clusters.
 
-    states: S; where there are fewer distinct places, some states are copies
+    states: S; where fewer places are distinct, some states have none, and the mean rows
 
     Raises:
         InputError: fewer places than states.
