@@ -152,26 +152,26 @@ def run(chosen: argparse.Namespace) -> None:
 
 
 def picture() -> None:
-    """KL against tokens and against processor seconds, every seed a mark."""
+    """KL against tokens and against processor seconds: every seed a mark, with its interval."""
     rows = [row for row in kept_rows("surrogates") if row["model"] == "stories260k"]
     for row in rows:
-        row["of"] = f"{row['states']} states"
         row.pop("trace")
-    charts = [
-        alt.Chart(alt.Data(values=rows), width=300, height=260)
-        .mark_point(filled=True, size=55, opacity=0.75)
-        .encode(
-            x=alt.X(f"{field}:Q", scale=alt.Scale(type="log"), title=title),
-            y=alt.Y("kl:Q", scale=alt.Scale(type="log", nice=False), title="KL a token, nats"),
+        row["low"], row["high"] = row["kl"] - row["half_width"], row["kl"] + row["half_width"]
+    log = alt.Scale(type="log", nice=False, padding=12)
+    charts = []
+    for field, title in (
+        ("tokens", "tokens sampled, or laws asked"),
+        ("processor_seconds", "processor seconds of start and fit"),
+    ):
+        base = alt.Chart(alt.Data(values=rows), width=300, height=260).encode(
+            x=alt.X(f"{field}:Q", scale=log, title=title),
             color=alt.Color("part:N", title=None, sort=PARTS),
-            shape=alt.Shape("of:N", title=None),
-            tooltip=["seed:Q", "tokens:Q", "kl:Q", "half_width:Q", "processor_seconds:Q"],
         )
-        for field, title in (
-            ("tokens", "tokens sampled, or laws asked"),
-            ("processor_seconds", "processor seconds of start and fit"),
+        y = alt.Y("kl:Q", scale=log, title="KL a token, nats")
+        marks = base.mark_point(filled=True, size=45, opacity=0.8).encode(
+            y=y, tooltip=["seed:Q", "tokens:Q", "kl:Q", "half_width:Q", "processor_seconds:Q"]
         )
-    ]
+        charts.append(base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q") + marks)
     write_picture(alt.vconcat(alt.hconcat(*charts)), FOLDER, "surrogates")
 
 
