@@ -18,7 +18,7 @@ them held out for stopping, and fits S hidden states, one table for all position
 
 Expectation maximisation ends where the held-out likelihood has not risen for 20 iterations, and its best
 iterate is kept. An iteration goes over all tokens: GeLaTo does so, and the chunks of Ctrl-G's schedule
-are of 100,000 strings, all that there is here and more. What was chosen was chosen on charrnn-darwin
+are of 100,000 strings, more than there are here. What was chosen was chosen on charrnn-darwin
 (docs/hidden-markov.md).
 """
 
