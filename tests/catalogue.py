@@ -8,6 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from myna.learn.exact import learn_exact
 from myna.learn.networks import Kind, NetworkSettings, learn_strings
 from myna.learn.report import ExactSettings, Structure
+from myna.learn.surrogate import SurrogateSettings, fit_surrogate
 from myna.learn.wide import WideSettings, learn_wide
 from myna.logits.provable import ProvableSettings, learn_provably
 from myna.lowrank.basis_sketch import basis_sketch, sampled_coefficients
@@ -105,6 +106,10 @@ def students():
     wide = WideSettings(strings=20, max_tokens=3, fresh=5)
     found["mixed"] = learn_wide(
         Ledger(open_teacher(ZOO[1])), wide, torch.Generator().manual_seed(0)
+    ).student
+    surrogate = SurrogateSettings(states=4, laws=1000, epochs=2)
+    found["surrogate"] = fit_surrogate(
+        Ledger(open_teacher(ZOO[2])), surrogate, torch.Generator().manual_seed(0)
     ).student
     found["isan"] = open_teacher("zoo:isan?dim=3&symbols=3&horizon=5").student
     found["isan, stationary"] = open_teacher(
