@@ -7,8 +7,10 @@ import torch
 
 from myna.errors import BudgetExhausted, InputError
 from myna.learn.networks import Kind, NetworkSettings, fit_strings, learn_strings
+from myna.learn.plain import plain_strings
 from myna.lowrank.student import score_by_steps, strings
 from myna.teachers.ledger import Budget, Ledger
+from myna.teachers.prefixes import Prefixes
 from myna.teachers.uri import open_teacher
 
 KINDS = list(Kind)
@@ -80,18 +82,43 @@ def test_the_seed_decides_and_the_global_one_is_left_alone():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_empty_strings_are_left_out(kind):
+    teacher = open_teacher("zoo:registers?k=2&stop=0.3")
+    text = strings([[], [0, 1], [1], [], [0, 1, 0], [1, 1]])
+    with_none = fit_strings(teacher.spec, text, NetworkSettings(kind=kind, **SMALL), random())
+    assert all(map(math.isfinite, with_none.report.held_out)) and with_none.report.tokens == 8
+    with pytest.raises(InputError, match="at least 2 strings, one to stop by; got 1"):
+        fit_strings(teacher.spec, strings([[], [1], []]), NetworkSettings(), random())
+
+
+def test_strings_that_stop_early_leave_tokens_for_others():
+    teacher = open_teacher("zoo:registers?k=2&stop=0.3")
+    ledger = Ledger(teacher)
+    text = plain_strings(ledger.samples("learn"), 3000, 40)
+    assert 3000 - 40 < int(text.lengths.sum()) <= 3000
+    assert ledger.total().tokens_received == int(text.lengths.sum())
+    whole = open_teacher("zoo:markov?symbols=3&horizon=8")
+    once = plain_strings(Ledger(whole, seed=3).samples("learn"), 83, 40)
+    drawn = Ledger(whole, seed=3).samples("learn").complete(Prefixes.of([[]]), 10, max_tokens=8)
+    assert torch.equal(once.tokens, drawn.tokens[0]) and len(once.lengths) == 10
+
+
 def test_what_cannot_be_fitted_is_refused():
     teacher = open_teacher("zoo:markov?symbols=3&horizon=4")
     with pytest.raises(InputError, match="2 are needed"):
         learn_strings(Ledger(teacher), 7, NetworkSettings(), random())
     with pytest.raises(BudgetExhausted):
         learn_strings(Ledger(teacher, Budget(tokens=10)), 400, NetworkSettings(), random())
-    with pytest.raises(InputError, match="smallest attention network over 3 tokens has 519"):
+    with pytest.raises(InputError, match="smallest attention network over 3 tokens has 527"):
         small = NetworkSettings(kind=Kind.ATTENTION, parameters=100)
         fit_strings(teacher.spec, teacher.sample(4, random()), small, random())
     with pytest.raises(InputError, match="at least 2 strings"):
         fit_strings(teacher.spec, teacher.sample(1, random()), NetworkSettings(), random())
     with pytest.raises(InputError, match="epochs must be at least 1"):
         NetworkSettings(epochs=0)
-    with pytest.raises(InputError, match="rate must be positive"):
-        NetworkSettings(learning_rate=0.0)
+    for rate in (0.0, math.inf):
+        with pytest.raises(InputError, match="rate must lie in"):
+            NetworkSettings(learning_rate=rate)
+    with pytest.raises(InputError, match="must be at least 1"):
+        learn_strings(Ledger(teacher), 400, NetworkSettings(), random(), max_tokens=0)

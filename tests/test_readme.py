@@ -96,6 +96,22 @@ def test_what_is_lacking_is_named():
     assert lacking(empty) == ["two: no commands"]
 
 
+def test_what_rewriting_would_lose_is_named():
+    page = "<!-- shown: a -->\n```\nabove\n$ one\n1\n$ one\n2\n```\n<!-- end -->"
+    assert [line for line in lacking(page) if "'above'" in line or "'$ one'" in line] == [
+        "a: 'above' stands above all commands or is a command shown twice",
+        "a: '$ one' stands above all commands or is a command shown twice",
+    ]
+
+
+def test_a_traceback_or_a_timeout_is_no_answer(tmp_path, monkeypatch):
+    printed, _, good = run("python -c 'raise ValueError(1)'", str(tmp_path))
+    assert "Traceback" in printed and not good
+    assert run("exit 1", str(tmp_path))[2]  # the answer is no
+    monkeypatch.setattr("shown.MINUTES", 0.01)
+    assert run("sleep 5", str(tmp_path))[2] is False
+
+
 def test_a_command_is_run_in_its_folder_with_teachers_quoted(tmp_path):
     printed, _, good = run("echo zoo:a?b=1&c=2 'zoo:c?d=2&e=3'; pwd", str(tmp_path))
     assert printed == "zoo:a?b=1&c=2 zoo:c?d=2&e=3\n." and good
@@ -136,6 +152,10 @@ def test_the_page_of_benchmarks_lists_what_each_target_reruns():
         assert (ROOT / "bench" / bench.command.split()[0]).is_file(), bench.command
         assert set(bench.results) <= kept, bench.command
     assert len({bench.command for bench in MINUTES + HOURS}) == len(MINUTES + HOURS)
+    scripts = (path for path in (ROOT / "bench").glob("*.py"))
+    drawn = {path.name for path in scripts if "--picture" in path.read_text(encoding="utf-8")}
+    listed = {bench.command.split()[0] for bench in MINUTES if "--picture" in bench.command}
+    assert listed == drawn
 
 
 def test_what_make_bench_takes_is_minutes():

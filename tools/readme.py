@@ -32,10 +32,11 @@ Runner = Callable[[str, str], tuple[str, float, bool]]
 
 
 class Shown(NamedTuple):
-    """One use case: its name, and each command with the lines below it."""
+    """One use case: its name, each command with the lines below it, and lines that are wrong."""
 
     name: str
     outputs: dict[str, list[str]]
+    wrong: tuple[str, ...] = ()
 
 
 def cases(text: str) -> list[Shown]:
@@ -43,13 +44,15 @@ def cases(text: str) -> list[Shown]:
     found = []
     for name, body in _CASE.findall(text):
         outputs: dict[str, list[str]] = {}
-        last: list[str] = []
+        wrong: list[str] = []
+        last = wrong  # what stands above the first command
         for line in body.splitlines():
             if line.startswith("$ "):
+                wrong += [line] if line[2:] in outputs else []
                 last = outputs.setdefault(line[2:], [])
             else:
                 last.append(line)
-        found.append(Shown(name, outputs))
+        found.append(Shown(name, outputs, tuple(wrong)))
     return found
 
 
@@ -58,6 +61,11 @@ def lacking(text: str) -> list[str]:
     found = cases(text)
     wrong = [] if found else ["no use case stands between its marks"]
     wrong += [f"{case.name}: no commands" for case in found if not case.outputs]
+    wrong += [
+        f"{case.name}: {line!r} stands above all commands or is a command shown twice"
+        for case in found
+        for line in case.wrong
+    ]
     return wrong + [
         f"{case.name}: nothing below {command!r}; run `make readme`"
         for case in found
@@ -85,8 +93,10 @@ def rewritten(text: str, runner: Runner = run) -> tuple[str, int]:
 
 
 def main(arguments: list[str]) -> int:
-    """Rewrite or check the page; the exit status."""
+    """Rewrite or check the page; the exit status. What would be lost by rewriting is refused."""
     text = PAGE.read_text(encoding="utf-8")
+    if any(case.wrong for case in cases(text)):
+        arguments = ["--check"]
     if arguments == ["--check"]:
         print("\n".join(lacking(text)) or "every command of README.md has its output")
         return bool(lacking(text))

@@ -68,7 +68,6 @@ def squared(engine: ForwardBackward, tables: HmmTables, pseudo: Pseudo) -> Itera
         second = _maximised(between, first, pseudo)
         leapt, length = _leap(tables, first, second, longest)
         counts = engine.counts(leapt)
-        # a leap onto an impossible answer gives NaN, which is no larger than anything
         if _point(counts, leapt, pseudo).objective >= _point(between, first, pseudo).objective:
             tables = leapt
             longest *= _GROWTH if length == longest else 1.0

@@ -3,9 +3,9 @@
     maximise  sum over strings x, t  of  log softmax(f(B x_0 ... x_{t-1}))[x_t],      B a first symbol,
 
 f one layer of long short-term memory (Hochreiter and Schmidhuber 1997), or two pre-norm blocks of
-causal attention over sinusoidal positions (Vaswani et al. 2017), with as many numbers as asked for.
-AdamW; a part of the strings is held out, the rate is halved where some epochs brought nothing new
-there, and the best numbers on it are kept. A student's state is the prefix itself: a law costs a
+causal attention over sinusoidal positions (Vaswani et al. 2017; a last norm after them), with as many
+numbers as asked for. AdamW; a part of the strings is held out, the rate is halved where some epochs
+brought nothing new there, and the best numbers on it are kept. A student's state is the prefix itself: a law costs a
 pass over it, and `score` reads whole strings at once.
 """
 
@@ -20,11 +20,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import InputError
+from myna.learn.plain import plain_strings
 from myna.lowrank.student import State, StepInfo, Stepped, Strings, check_strings
 from myna.spec import Spec, fingerprint
 from myna.teachers.account import Account
 from myna.teachers.ledger import Ledger
-from myna.teachers.prefixes import Prefixes
 
 _HELD_OUT = 0.05  # of the strings
 _TOGETHER = 2**14  # tokens of strings that are scored at once
@@ -64,9 +64,9 @@ class NetworkSettings:
         for name in ("parameters", "epochs", "patience", "batch"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not (self.learning_rate > 0 and self.halvings >= 0):
+        if not (0 < self.learning_rate <= 1 and self.halvings >= 0):
             raise InputError(
-                "the learning rate must be positive and the halvings not negative, got "
+                "the learning rate must lie in (0, 1] and the halvings not be negative, got "
                 f"{self.learning_rate} and {self.halvings}"
             )
 
@@ -89,7 +89,7 @@ class _Recurrent(torch.nn.Module):
 
 
 class _Attention(torch.nn.Module):
-    """Two blocks: w(O + 1) + 24w^2 + 26w numbers and wO + O to read them."""
+    """Two blocks: w(O + 1) + 24w^2 + 28w numbers and wO + O to read them."""
 
     step = 2 * _HEADS  # heads divide the width, sines and cosines share it
 
@@ -97,10 +97,13 @@ class _Attention(torch.nn.Module):
         super().__init__()
         self.width = width
         self.read = torch.nn.Embedding(tokens + 1, width)
-        block = torch.nn.TransformerEncoderLayer(
-            width, _HEADS, 4 * width, dropout=0.0, batch_first=True, norm_first=True
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.TransformerEncoderLayer(
+                width, _HEADS, 4 * width, dropout=0.0, batch_first=True, norm_first=True
+            )
+            for _ in range(2)
         )
-        self.inner = torch.nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+        self.norm = torch.nn.LayerNorm(width)
         self.out = torch.nn.Linear(width, tokens)
 
     def forward(self, before: Int[Tensor, "string time"]) -> Float[Tensor, "string time token"]:
@@ -108,7 +111,9 @@ class _Attention(torch.nn.Module):
         read = self.read(before)
         x = read * math.sqrt(self.width) + self._positions(before.shape[1]).to(read)
         mask = torch.nn.Transformer.generate_square_subsequent_mask(before.shape[1], dtype=x.dtype)
-        return self.out(self.inner(x, mask=mask, is_causal=True))
+        for block in self.blocks:
+            x = block(x, src_mask=mask, is_causal=True)
+        return self.out(self.norm(x))
 
     def _positions(self, length: int) -> Float[Tensor, "time width"]:
         """Sines and cosines of the position at geometric speeds."""
@@ -209,7 +214,7 @@ class NetworkReport:
     parameters: numbers fitted
     held_out: mean held-out log-probability a token (nats) after each epoch
     kept: the epoch whose numbers are kept, from 1
-    converged: the last halving of the rate brought nothing new
+    converged: nothing new came for `patience` epochs after the last halving of the rate
     tokens: of all strings, the held-out ones among them
     accounts: what each purpose spent
     seconds: wall-clock time
@@ -246,12 +251,7 @@ def learn_strings(
         InputError: fewer than two strings.
     """
     view = ledger.samples("learn")
-    length = max_tokens if view.spec.horizon is None else view.spec.horizon
-    count = tokens // length
-    if count < 2:
-        raise InputError(f"{tokens} tokens allow {count} strings of {length}; 2 are needed")
-    drawn = view.complete(Prefixes.of([[]]), count, max_tokens=length)
-    text = Strings(drawn.tokens[0], drawn.lengths[0])
+    text = plain_strings(view, tokens, max_tokens)
     result = fit_strings(view.spec, text, settings, generator)
     report = dataclasses.replace(result.report, accounts=ledger.accounts())
     return NetworkResult(result.student, report)
@@ -262,12 +262,15 @@ def fit_strings(
 ) -> NetworkResult:
     """Fit a network to given strings in random order; the first twentieth is held out.
 
+    Empty strings say nothing and are left out.
+
     Raises:
         InputError: fewer than two strings, tokens that the language lacks, or a number of
             parameters for which the smallest network is too large.
     """
     began = time.perf_counter()
     check_strings(language, text)
+    text = Strings(text.tokens[text.lengths > 0], text.lengths[text.lengths > 0])
     if len(text.lengths) < 2:
         raise InputError(
             f"a network needs at least 2 strings, one to stop by; got {len(text.lengths)}"
@@ -294,7 +297,7 @@ def _module(
         shared = width * (2 * tokens + 1) + tokens
         if settings.kind is Kind.RECURRENT:
             return shared + 4 * width * (width + 2) + 3 * width * (tokens + 1)
-        return shared + 24 * width * width + 26 * width
+        return shared + 24 * width * width + 28 * width
 
     width = made.step
     if count(width) > settings.parameters:
@@ -304,8 +307,8 @@ def _module(
         )
     while count(width + made.step) <= settings.parameters:
         width += made.step
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    with torch.random.fork_rng(devices=[]):  # modules start from the CPU's generator alone
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         return made(tokens, width)
 
 
@@ -333,6 +336,11 @@ def _fit(
             descent.step()
         scores = _scores(module, fresh, language.num_tokens)
         value = float(scores.sum() / fresh.lengths.sum())
+        if not math.isfinite(value):
+            raise InputError(
+                f"held-out strings have log-probability {value} after epoch {len(held_out) + 1}; "
+                f"lower the learning rate, {settings.learning_rate:g}"
+            )
         if not held_out or value > max(held_out):
             best, since = copy.deepcopy(module), 0
         else:

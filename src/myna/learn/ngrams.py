@@ -22,11 +22,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import InputError
+from myna.learn.plain import plain_strings
 from myna.lowrank.student import State, StepInfo, Stepped, Strings, check_strings
 from myna.spec import Spec, fingerprint
 from myna.teachers.account import Account
 from myna.teachers.ledger import Ledger
-from myna.teachers.prefixes import Prefixes
 
 _HELD_OUT = 0.05  # of the strings
 _MAX_CODE = 2**62
@@ -173,14 +173,7 @@ def learn_ngrams(ledger: Ledger, settings: NgramSettings) -> NgramResult:
     """
     began = time.perf_counter()
     view = ledger.samples("learn")
-    length = settings.max_tokens if view.spec.horizon is None else view.spec.horizon
-    strings = settings.tokens // length
-    if strings < 2:
-        raise InputError(
-            f"{settings.tokens} tokens allow {strings} strings of {length}; 2 are needed"
-        )
-    drawn = view.complete(Prefixes.of([[]]), strings, max_tokens=length)
-    rows = Strings(drawn.tokens[0], drawn.lengths[0])
+    rows = plain_strings(view, settings.tokens, settings.max_tokens)
     student, held_out = fit_ngrams(view.spec, rows, settings.max_order)
     report = NgramReport(
         student.order, held_out, int(rows.lengths.sum()), ledger.accounts(),
