@@ -68,7 +68,7 @@ def test_laws_are_those_before_each_token():
 def test_laws_stand_though_strings_stop():
     """Rounds until the mean string no longer fits; without a stop token one round, as ever."""
     stopping = open_teacher("zoo:registers?k=2&stop=0.3")
-    for laws in (100, 1000):
+    for laws in (100, 400):
         ledger = Ledger(stopping)
         found = text_laws(ledger.laws("learn"), laws, 128)
         lengths = (found.tokens >= 0).sum(1)
