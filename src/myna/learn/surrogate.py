@@ -38,7 +38,7 @@ from myna.spec import Spec
 from myna.teachers.account import Account
 from myna.teachers.ledger import Ledger
 
-_HELD_OUT = 0.1  # of the strings
+_HELD_OUT = 0.1  # of the laws
 _CLIP = 1.0
 _BETAS = (0.9, 0.99)
 _TOGETHER = 64  # strings read at once where nothing is fitted
