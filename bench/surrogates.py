@@ -37,7 +37,7 @@ from myna.app.picture import write_picture
 from myna.learn.baum_welch import EmSettings, HmmParameters, fit_hmm, random_start
 from myna.learn.evidence import Evidence
 from myna.learn.report import Structure
-from myna.learn.surrogate import SurrogateSettings, divergences, fit_laws
+from myna.learn.surrogate import SurrogateSettings, divergence, fit_laws
 from myna.learn.surrogate_start import Emissions, surrogate_start
 from myna.logits.text_laws import TextLaws, text_laws
 from myna.spec import Spec
@@ -102,8 +102,8 @@ def fitted(
 
 
 def distance(parameters: HmmParameters, fresh: TextLaws) -> dict:
-    each = divergences(parameters, fresh)
-    return {"kl": float(each.mean()), "half_width": 1.96 * float(each.std()) / len(each) ** 0.5}
+    reached = divergence(parameters, fresh)
+    return {"kl": reached.mean, "half_width": reached.half_width}
 
 
 def text(uri: str, strings: int, seed: int, keep: Path | None) -> tuple[TextLaws, dict]:

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from myna.app.cli import app
-from myna.errors import BudgetExhausted, InputError
+from myna.errors import BudgetExhausted, InputError, TeacherError
 from myna.logits.affine import Affine, AffineNetwork
 from myna.logits.fitted import FitSettings, Start, divergences, fit_network
 from myna.logits.network_start import random_start, spectral_start
@@ -20,6 +20,7 @@ from myna.lowrank.switched import switched_states
 from myna.spec import Spec
 from myna.teachers.copies import CopyTeacher
 from myna.teachers.ledger import Budget, Ledger
+from myna.teachers.oracle import Completions
 from myna.teachers.prefixes import Prefixes
 from myna.teachers.uri import open_teacher
 
@@ -62,6 +63,36 @@ def test_laws_are_those_before_each_token():
                 torch.testing.assert_close(laws[t].double(), law, atol=1e-7, rtol=1e-6)
                 surprise = -torch.special.xlogy(law, law).sum()
                 assert abs(float(entropy[t] - surprise)) < 1e-6
+
+
+def test_laws_stand_though_strings_stop():
+    """Rounds until the mean string no longer fits; without a stop token one round, as ever."""
+    stopping = open_teacher("zoo:registers?k=2&stop=0.3")
+    for laws in (100, 400):
+        ledger = Ledger(stopping)
+        found = text_laws(ledger.laws("learn"), laws, 128)
+        lengths = (found.tokens >= 0).sum(1)
+        assert laws - float(lengths.double().mean()) < found.total <= laws
+        assert ledger.total().tokens_received == found.total
+        assert bool((found.laws.sum(2) - 1).abs()[found.tokens >= 0].max() < 1e-5)
+        ended = found.tokens.gather(1, lengths[:, None] - 1)[:, 0] == stopping.spec.stop
+        assert bool(ended[:-1].all())  # the last one alone is cut at what was left
+    whole = text_laws(Ledger(affine_teacher()).laws("learn"), 219, 20)
+    drawn = Ledger(affine_teacher()).laws("learn").complete(Prefixes.of([[]]), 10, max_tokens=20)
+    assert torch.equal(whole.tokens, drawn.tokens[0])  # 19 laws are left, less than a string
+    assert text_laws(Ledger(affine_teacher()).laws("learn"), 5, 20).total == 20
+
+
+def test_an_empty_string_is_refused():
+    class Silent(naive.Opaque):
+        def __init__(self):
+            super().__init__(affine_teacher(), "laws")
+            self.complete = lambda prefixes, count, **_: Completions(
+                torch.full((1, count, 1), -1), torch.zeros((1, count), dtype=torch.int64)
+            )
+
+    with pytest.raises(TeacherError, match="at least one token"):
+        text_laws(Ledger(Silent()).laws("learn"), 100, 20)
 
 
 def test_the_network_is_the_student_it_exports(generator):

@@ -26,7 +26,7 @@ class DivergenceRate(NamedTuple):
     """KL between two students along strings of the first.
 
     mean: r, nats a token
-    half_width: of its 99% interval
+    half_width: of its 99% interval, unless `rate_of` was told another
     strings, tokens: that it was measured on
     """
 
@@ -59,11 +59,18 @@ def divergence_rate(reference: Student, other: Student, drawn: Strings) -> Diver
     return rate_of(total, lengths)
 
 
-def rate_of(total: Float[Tensor, " string"], lengths: Int[Tensor, " string"]) -> DivergenceRate:
-    """The ratio of sums and its interval, from each string's divergence and tokens."""
+def rate_of(
+    total: Float[Tensor, " string"],
+    lengths: Int[Tensor, " string"],
+    deviations: float = _NORMAL,
+) -> DivergenceRate:
+    """The ratio of sums and its interval, from each string's divergence and tokens.
+
+    deviations: standard deviations in the interval's half width
+    """
     read, count = float(lengths.sum()), len(lengths)
     mean = float(total.sum()) / read if read else 0.0
     if not math.isfinite(mean) or count < 2:
         return DivergenceRate(mean, math.inf, count, int(read))
     spread = (total - mean * lengths).square().sum() / (count - 1) * count
-    return DivergenceRate(mean, _NORMAL * math.sqrt(float(spread)) / read, count, int(read))
+    return DivergenceRate(mean, deviations * math.sqrt(float(spread)) / read, count, int(read))

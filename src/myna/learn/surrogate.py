@@ -21,25 +21,29 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import InputError
+from myna.evaluate.between import DivergenceRate, rate_of
 from myna.learn.baum_welch import HmmParameters
 from myna.learn.forward_backward import HmmTables
 from myna.learn.surrogate_start import Emissions, surrogate_start
 from myna.logits.text_laws import TextLaws, text_laws
 from myna.lowrank.model import LowRankModel
+from myna.spec import Spec
 from myna.teachers.account import Account
 from myna.teachers.ledger import Ledger
 
-_HELD_OUT = 0.1  # of the strings
+_HELD_OUT = 0.1  # of the laws
 _CLIP = 1.0
 _BETAS = (0.9, 0.99)
 _TOGETHER = 64  # strings read at once where nothing is fitted
-_TINY = 1e-30  # least probability whose logarithm is taken in single precision
+_TINY = 1e-30  # least probability whose logarithm is taken where something is fitted
+_NORMAL = 1.96  # 95% of a normal law lies within so many standard deviations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +51,7 @@ class SurrogateSettings:
     """What may be chosen; the defaults were chosen on charrnn-darwin (bench/surrogates.py).
 
     states: S, of the hidden Markov model
-    laws: next-token queries in all, at most; one string in ten is held out
+    laws: next-token queries in all, at most; one in ten is held out, in whole strings
     max_tokens: strings are cut here
     epochs: passes over the fitted laws; the best on held-out laws is kept
     batch: strings a step
@@ -78,9 +82,9 @@ class SurrogateSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Climb:
-    """How a fit went; KL(P || Q) a token, nats.
+    """How a fit went; KL(P || Q) a token, nats: sums over strings by sums of their tokens.
 
-    fitted_kl: mean over each epoch, while it was fitted
+    fitted_kl: over each epoch, while it was fitted
     held_out_kl: on the held-out strings, at the start and after each epoch
     kept: the epoch whose parameters are returned, the lowest of `held_out_kl`; 0 is the start
     """
@@ -97,7 +101,7 @@ class SurrogateReport:
     reason: one sentence for people
     climb: epoch by epoch
     held_out_kl: KL(P || Q) a token on held-out strings, nats; the epoch was chosen on them
-    half_width: of that mean's 95% interval, over strings (normal approximation)
+    half_width: of its 95% interval, over strings (delta method, normal approximation)
     laws, held_out_laws: how many, next-token queries
     accounts: what each purpose spent. Strings are completions of the teacher and their tokens
         counted as received; a learner that draws from the laws it asks needs the laws alone
@@ -145,7 +149,7 @@ def fit_surrogate(
     Raises:
         TeacherError: where the teacher does not show laws.
         BudgetExhausted: where the ledger allows fewer laws than the settings.
-        InputError: laws for less than two strings, or more states than tokens to cluster.
+        InputError: laws for less than two strings, or more states than places to cluster.
     """
     began = time.perf_counter()
 
@@ -153,33 +157,24 @@ def fit_surrogate(
         progress(SurrogateProgress(stage, done, kl, ledger.total().next_token_queries))
 
     tell("laws")
-    horizon = ledger.spec.horizon
-    length = settings.max_tokens if horizon is None else min(horizon, settings.max_tokens)
-    strings = settings.laws // length
-    if strings < 2:
-        raise InputError(
-            f"a surrogate is fitted to some strings and watched on others; {settings.laws:,} laws "
-            f"are {strings} of {length} tokens: allow more laws or cut strings shorter"
-        )
-    kept = math.ceil(_HELD_OUT * strings) * length
-    data = text_laws(ledger.laws("learn"), strings * length - kept, length)
-    fresh = text_laws(ledger.laws("held out"), kept, length)
+    shares = _shares(ledger.spec, settings)
+    data = text_laws(ledger.laws("learn"), shares.fitted, shares.length)
+    fresh = text_laws(ledger.laws("held out"), shares.held_out, shares.length)
     asking_seconds = time.perf_counter() - began
     tell("start")
     start = surrogate_start(data, settings.states, Emissions.LAWS, generator)
     parameters, climb = fit_laws(
         data, fresh, start, settings, generator, lambda done, kl: tell("fit", done, kl)
     )
-    each = divergences(parameters, fresh)
-    half = 1.96 * float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else math.inf
+    reached = divergence(parameters, fresh)
     report = SurrogateReport(
         reason=(
-            f"on {len(each):,} held-out strings the copy of {settings.states} states is "
-            f"{float(each.mean()):.4f} nats a token from its teacher, +- {half:.4f}"
+            f"on {reached.strings:,} held-out strings the copy of {settings.states} states is "
+            f"{reached.mean:.4f} nats a token from its teacher, +- {reached.half_width:.4f}"
         ),
         climb=climb,
-        held_out_kl=float(each.mean()),
-        half_width=half,
+        held_out_kl=reached.mean,
+        half_width=reached.half_width,
         laws=data.total,
         held_out_laws=fresh.total,
         accounts=ledger.accounts(),
@@ -189,17 +184,74 @@ def fit_surrogate(
     return SurrogateResult(parameters.model(ledger.spec), parameters, report)
 
 
-def divergences(parameters: HmmParameters, data: TextLaws) -> Float[Tensor, " string"]:
-    """Mean KL(P || Q) a token of each string, nats, in double precision."""
-    initial, transition, emission = parameters.tables
-    tables = HmmTables(initial, transition[:1], emission[:1])
+class _Shares(NamedTuple):
+    """What is asked: laws to fit and laws held out, in strings of `length` tokens at most."""
+
+    fitted: int
+    held_out: int
+    length: int
+
+
+def _shares(spec: Spec, settings: SurrogateSettings) -> _Shares:
+    """The laws in two shares of whole strings, or a refusal before anything is asked."""
+    horizon = spec.horizon
+    length = settings.max_tokens if horizon is None else min(horizon, settings.max_tokens)
+    strings = settings.laws // length
+    if strings < 2:
+        raise InputError(
+            f"a surrogate is fitted to some strings and watched on others; {settings.laws:,} laws "
+            f"are {strings} of {length} tokens: allow more laws or cut strings shorter"
+        )
+    kept = math.ceil(_HELD_OUT * strings) * length
+    fitted = strings * length - kept
+    if settings.states > fitted:
+        raise InputError(
+            f"{settings.states:,} states are clusters of places in the fitted text, and of "
+            f"{settings.laws:,} laws {fitted:,} are fitted, one a place; allow more laws or take "
+            "fewer states"
+        )
+    return _Shares(fitted, kept, length)
+
+
+def divergence(parameters: HmmParameters, data: TextLaws) -> DivergenceRate:
+    """KL(P || Q) a token, nats, with a 95% interval over strings.
+
+    A ratio of sums: every law weighs the same, as in what is minimised.
+
+    Raises:
+        InputError: as `string_divergences`.
+    """
+    lengths = (data.tokens >= 0).sum(1)
+    return rate_of(string_divergences(parameters, data), lengths, _NORMAL)
+
+
+def string_divergences(parameters: HmmParameters, data: TextLaws) -> Float[Tensor, " string"]:
+    """KL(P || Q) summed over the places of each string, nats, in double precision.
+
+    Infinite where Q excludes a token that P allows.
+
+    Raises:
+        InputError: tables that change with the position.
+    """
+    tables = _stationary(parameters)
     found = []
     for rows in torch.arange(len(data.tokens)).split(_TOGETHER):
-        belief = initial.expand(len(rows), -1)
+        belief = tables.initial.expand(len(rows), -1)
         laws = data.laws[rows].double()
         crossed, _ = cross_entropies(belief, tables, data.tokens[rows], laws)
         found.append((crossed - data.entropy[rows]).sum(1))
-    return torch.cat(found) / (data.tokens >= 0).sum(1)
+    return torch.cat(found)
+
+
+def _stationary(parameters: HmmParameters) -> HmmTables:
+    """The tables, where there is one for all positions."""
+    moves, emits = len(parameters.transition), len(parameters.emission)
+    if (moves, emits) != (1, 1):
+        raise InputError(
+            "a surrogate has one table of transitions and one of emissions for all positions, and "
+            f"these parameters have {moves} and {emits}; give those of a stationary model"
+        )
+    return parameters.tables
 
 
 def cross_entropies(
@@ -207,10 +259,14 @@ def cross_entropies(
     tables: HmmTables,
     tokens: Int[Tensor, "row time"],
     laws: Float[Tensor, "row time token"],
+    floor: float = 0.0,
 ) -> tuple[Float[Tensor, "row time"], Float[Tensor, "row state"]]:
     """-sum_o P(o) log Q(o) at each place, nats, and the beliefs after the last one.
 
     0 after the end of a string, where laws are zeros.
+
+    floor: what probabilities count at least, to keep gradients finite; with 0 a place where
+        Q(o) = 0 < P(o) is infinite
     """
     moves, emits = tables.transition[0], tables.emission[0]
     # an embedding's gradient is summed by token in one pass, an indexed table's is not
@@ -219,9 +275,13 @@ def cross_entropies(
     for here in seen:
         beliefs.append(belief)
         joint = belief * here
-        belief = (joint / joint.sum(1, keepdim=True).clamp(min=_TINY)) @ moves
+        share = joint.sum(1, keepdim=True)
+        share = share.clamp(min=floor) if floor else share.where(share > 0, 1.0)
+        belief = (joint / share) @ moves
     predicted = torch.stack(beliefs, 1) @ emits
-    return -(laws * predicted.clamp(min=_TINY).log()).sum(2), belief
+    if floor:
+        return -(laws * predicted.clamp(min=floor).log()).sum(2), belief
+    return -torch.where(laws > 0, laws * predicted.log(), 0.0).sum(2), belief
 
 
 class _Softmax(torch.nn.Module):
@@ -230,7 +290,7 @@ class _Softmax(torch.nn.Module):
     def __init__(self, start: HmmParameters):
         super().__init__()
         self.logits = torch.nn.ParameterList(
-            table.clamp(min=_TINY).log().float() for table in start.tables
+            table.clamp(min=_TINY).log().float() for table in _stationary(start)
         )
 
     def tables(self) -> HmmTables:
@@ -253,8 +313,11 @@ def fit_laws(
 ) -> tuple[HmmParameters, Climb]:
     """Adam from a stationary start, with a cosine; the epoch that is best on held-out laws.
 
-    start: what is zero in it stays zero
+    start: its zeros begin as 1e-30, and may grow
     tell: is given the share of the steps done and the last epoch's KL
+
+    Raises:
+        InputError: a start whose tables change with the position.
     """
     model = _Softmax(start)
     descent = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=_BETAS)
@@ -262,7 +325,7 @@ def fit_laws(
     steps = settings.epochs * math.ceil(len(data.tokens) / settings.batch) * len(parts)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(descent, steps)
     best, kept = model.parameters_now(), 0
-    seen, fitted = [float(divergences(best, held_out).mean())], list[float]()
+    seen, fitted = [divergence(best, held_out).mean], list[float]()
     for epoch in range(1, settings.epochs + 1):
         total = 0.0
         for rows in torch.randperm(len(data.tokens), generator=generator).split(settings.batch):
@@ -274,7 +337,7 @@ def fit_laws(
                 total += excess
         fitted.append(total / data.total)
         now = model.parameters_now()
-        seen.append(float(divergences(now, held_out).mean()))
+        seen.append(divergence(now, held_out).mean)
         if seen[-1] < seen[kept]:
             best, kept = now, epoch
     return best, Climb(tuple(fitted), tuple(seen), kept)
@@ -296,7 +359,7 @@ def _step(
     if belief is None:
         belief = tables.initial.expand(len(rows), -1)
     place = rows[:, None], part
-    crossed, after = cross_entropies(belief, tables, data.tokens[place], data.laws[place])
+    crossed, after = cross_entropies(belief, tables, data.tokens[place], data.laws[place], _TINY)
     descent.zero_grad()
     (crossed.sum() / max(1, int((data.tokens[place] >= 0).sum()))).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)

@@ -26,7 +26,7 @@ from myna.learn.baum_welch import HmmParameters
 from myna.learn.hidden_start import k_means
 from myna.logits.text_laws import TextLaws
 
-_TOKEN = 0.5**0.5  # w: two places with other tokens are then as far as with disjoint laws of one
+_TOKEN = 0.5**0.5  # w: another token adds 1 to a squared distance, and a disjoint law 2
 _WIDTH = 64  # leading principal components that are clustered
 _BLOCK = 64  # strings embedded at once
 _SMOOTHING = 0.1  # of the mean row, added to every row of counts
