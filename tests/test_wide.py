@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from myna.app.cli import app
+from myna.app.wide_output import show_wide
 from myna.errors import BudgetExhausted, InputError
 from myna.evaluate.between import DivergenceRate
 from myna.learn.wide import WideOutcome, WideReport, WideSettings, _judged, learn_wide
@@ -234,6 +235,7 @@ def _line(folder):
         ("zoo:hmm", ["--structure", "time-varying"], "one basis for all cuts"),
         ("zoo:hmm", ["--structure", "test"], "one basis for all cuts"),
         ("zoo:hmm", ["--epochs", "3"], "belongs to --learner fitted"),
+        ("zoo:hmm", ["--verify", "1"], "--verify strings, and one has no interval"),
         ("zoo:registers?k=2", [], "has the stop token"),
     ],
 )
@@ -242,6 +244,14 @@ def test_what_does_not_fit_is_refused(tmp_path, uri, more, words):
     refused = CliRunner().invoke(app, line)
     assert isinstance(refused.exception, InputError) and words in str(refused.exception)
     assert not (tmp_path / "copy").exists()
+
+
+def test_brackets_are_printed_as_they_are(capsys):
+    _, result = learned(hidden(2, 4, 10))
+    said = dataclasses.replace(result.report, reason="of[red]fered")
+    show_wide(said, "x[red]")
+    printed = capsys.readouterr().out
+    assert "verified: of[red]fered\n" in printed and "saved       x[red]\n" in printed
 
 
 def test_laws_that_depend_on_the_position_end_with_status_one(tmp_path):
