@@ -19,6 +19,7 @@ from myna.learn.compress import CompressSettings, compress
 from myna.learn.exact import learn_exact
 from myna.learn.report import ExactSettings, Structure
 from myna.lowrank.student import strings
+from myna.teachers.account import Account, Budget, Price
 from myna.teachers.copies import load_copy, save_copy
 from myna.teachers.function import FunctionTeacher
 from myna.teachers.ledger import Ledger
@@ -142,12 +143,15 @@ def test_the_teacher_is_on_the_curve(copy):
     both = _chart(found, "c", TeacherCost(1_234, 56.0, 0)).to_dict()
     (size,), (pace,) = marks(both)
     assert (size["bytes"], pace["ns a token"]) == (1_234, 56.0)
-    smallest = min(row["KL"] for row in both["vconcat"][0]["layer"][0]["data"]["values"])
-    assert size["KL"] == pace["KL"] <= smallest
+    square = both["vconcat"][0]["layer"][-1]["encoding"]["x"]
+    assert "value" in square and "KL" not in size  # a place, and no distance from the copy
     assert "1,234 bytes, 56 ns a token" in both["title"]["subtitle"][1]
+    assert "left edge" in size["label"] and "KL 0" not in json.dumps(both)
     behind = _chart(found, "c", TeacherCost(None, 7e6, 350)).to_dict()
     assert [len(panel) for panel in marks(behind)] == [0, 1]
     assert "bytes not known" in behind["title"]["subtitle"][1]
+    known = _chart(found, "c", TeacherCost(None, None, 0)).to_dict()
+    assert marks(known) == [[], []] and "time not measured" in known["title"]["subtitle"][1]
 
 
 def test_what_a_teacher_takes(copy):
@@ -164,6 +168,81 @@ def test_what_a_teacher_takes(copy):
     prefixes = {tuple(row[:t]) for row in drawn.tokens[:50].tolist() for t in range(7)}
     assert cost.bytes is None and cost.asked == len(prefixes)
     assert ledger.account("time").next_token_queries == len(prefixes)
+    again = teacher_cost(function, ledger, drawn)  # from memory: no time of the teacher's
+    assert (again.nanoseconds, again.asked) == (None, 0)
+    assert ledger.account("time").next_token_queries == len(prefixes)
+
+
+CERTIFYING = sum(3**t for t in range(7))  # laws that enumerating HMM asks
+
+
+def function_teacher(monkeypatch, calls, most=10**6):
+    """The command's teacher: a function in HMM's alphabet, which fails after so many calls."""
+
+    def law(prefix):
+        calls.append(prefix)
+        return [0.2, 0.3, 0.5] if len(calls) <= most else []
+
+    teacher = FunctionTeacher(law, open_teacher(HMM).spec.alphabet, horizon=7)
+    monkeypatch.setattr("myna.app.compress_command.open_within", lambda *_: teacher)
+
+
+def timed(tmp_path, monkeypatch, capsys, copy, *more):
+    """Status, JSON and messages of `myna compress` with a curve and a teacher."""
+    save_copy(tmp_path / "copy", copy, {})
+    words = ["compress", tmp_path / "copy", "-o", tmp_path / "small", "--max-kl", "0.001"]
+    words += ["--strings", "100", "--teacher", HMM, "--curve", tmp_path / "curve", "--json", *more]
+    monkeypatch.setattr("sys.argv", ["myna", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    printed = capsys.readouterr()
+    return int(end.value.code or 0), json.loads(printed.out), printed.err
+
+
+def test_laws_that_certifying_asked_are_timed_anew(tmp_path, monkeypatch, capsys, copy):
+    calls = []
+    function_teacher(monkeypatch, calls)
+    status, record, _ = timed(tmp_path, monkeypatch, capsys, copy)
+    cost, seen = record["teacher_cost"], calls[CERTIFYING:]
+    assert status == 0 and record["certificate"]["queries"]["next_token_queries"] == CERTIFYING
+    assert len(seen) == len(set(seen)) == cost["asked"] > 0
+    assert cost["nanoseconds"] is not None
+
+
+@pytest.mark.parametrize(
+    ("more", "most", "words"),
+    [
+        (["--budget", CERTIFYING + 7], 10**6, "left too little of the budget"),
+        ([], CERTIFYING + 7, "must return 3 probabilities"),
+    ],
+)
+def test_a_copy_outlives_a_timing_that_fails(
+    tmp_path, monkeypatch, capsys, copy, more, most, words
+):
+    function_teacher(monkeypatch, calls := [], most)
+    status, record, said = timed(tmp_path, monkeypatch, capsys, copy, *more)
+    assert status == 0 and record["teacher_cost"] is None and len(calls) >= CERTIFYING
+    assert "the teacher was not timed" in said and words in said
+    assert load_copy(tmp_path / "small").low_rank is not None
+    assert (tmp_path / "curve.html").is_file()
+
+
+@pytest.mark.parametrize("budget", ["50", "5money", "500requests"])
+def test_a_budget_without_a_teacher_is_refused(tmp_path, monkeypatch, capsys, copy, budget):
+    save_copy(tmp_path / "copy", copy, {})
+    words = ["compress", tmp_path / "copy", "-o", tmp_path / "small", "--max-kl", "0.001"]
+    monkeypatch.setattr("sys.argv", ["myna", *map(str, words), "--budget", budget])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2 and "add --teacher" in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
+
+
+def test_what_is_left_of_a_budget():
+    spent = Account(next_token_queries=7, completions=1, tokens_sent=20, tokens_received=5)
+    price = Price(sent=1e6, received=0.0)
+    left = Budget(queries=10, tokens=20, money=30.5, price=price).less(spent)
+    assert left == Budget(queries=3, tokens=0, money=10.5, price=price)
 
 
 def test_bytes_of_teachers():

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from myna.app.cli import app
+from myna.app.wide_output import show_wide
 from myna.errors import BudgetExhausted, InputError
 from myna.evaluate.between import DivergenceRate
 from myna.learn.wide import WideOutcome, WideReport, WideSettings, _judged, learn_wide
@@ -72,7 +73,7 @@ def test_every_law_is_counted_and_none_is_kept():
     asked = accounts["learn"].next_token_queries
     assert result.report.children == 4 * 30
     assert result.report.children < asked <= result.report.children + first + 1
-    assert accounts["verify"].next_token_queries == 20 * 8
+    assert accounts["verify"].next_token_queries == 20 * 12  # to the horizon
     assert len(ledger._laws.rows) == 0
 
 
@@ -116,6 +117,38 @@ def test_fresh_strings_judge_the_copy():
     assert "depend on the position" in wrong.report.reason and wrong.report.kl > 1e-3
     _, right = learned(hidden(4, 8, 10))
     assert right.report.outcome is WideOutcome.VERIFIED
+
+
+def test_a_law_beyond_max_tokens_is_seen():
+    """The label of parity stands at position 13, and first histories end at 8."""
+    _, wrong = learned(open_teacher("zoo:parity?bits=12"), max_tokens=8)
+    assert wrong.report.outcome is WideOutcome.MISMATCH_LEFT
+    _, endless = learned(hidden(3, 5, None), max_tokens=8)
+    assert endless.report.accounts["verify"].next_token_queries == 20 * 8
+
+
+def test_a_wide_interval_is_no_agreement():
+    teacher = open_teacher("zoo:hmm?states=6&symbols=5&horizon=10&seed=1")
+    _, result = learned(teacher, strings=500, max_tokens=24, fresh=2)
+    report = result.report
+    assert report.kl - report.half_width < 1e-6 < report.kl + report.half_width
+    assert report.outcome is WideOutcome.MISMATCH_LEFT
+    assert "contains the limit of 1e-06" in report.reason and "--verify" in report.reason
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "outcome", "words"),
+    [
+        (1.5e-9, 3.5e-9, WideOutcome.VERIFIED, "1.5e-09 +- 3.5e-09"),
+        (5e-7, 4e-7, WideOutcome.VERIFIED, "5e-07"),
+        (5e-7, 6e-7, WideOutcome.MISMATCH_LEFT, "from 0 to 1.1e-06 contains the limit"),
+        (1e-5, 1e-6, WideOutcome.MISMATCH_LEFT, "more than 1e-06"),
+    ],
+)
+def test_the_upper_end_decides(mean, half, outcome, words):
+    _, result = learned(hidden(2, 4, 10))
+    found, said = _judged(result.student, DivergenceRate(mean, half, 20, 160), WideSettings())
+    assert found is outcome and words in said
 
 
 def test_an_infinite_divergence_is_a_mismatch():
@@ -176,7 +209,7 @@ def test_the_command(tmp_path):
     fields = {field.name for field in dataclasses.fields(WideReport)} - {"accounts"}
     assert fields <= set(record) and record["learner"] == "wide"
     assert (record["rank"], record["children"], record["outcome"]) == (4, 240, "verified")
-    assert record["queries"]["verify"]["next_token_queries"] == 30 * 6
+    assert record["queries"]["verify"]["next_token_queries"] == 30 * 12
     assert isinstance(load_copy(out).model, MixedModel)
     assert json.loads(myna("score", out, _line(tmp_path), "--json").stdout)["log_probs_nats"][0] < 0
     capped = myna(*command, "--overwrite", "--max-rank", 2)
@@ -202,6 +235,7 @@ def _line(folder):
         ("zoo:hmm", ["--structure", "time-varying"], "one basis for all cuts"),
         ("zoo:hmm", ["--structure", "test"], "one basis for all cuts"),
         ("zoo:hmm", ["--epochs", "3"], "belongs to --learner fitted"),
+        ("zoo:hmm", ["--verify", "1"], "--verify strings, and one has no interval"),
         ("zoo:registers?k=2", [], "has the stop token"),
     ],
 )
@@ -210,6 +244,14 @@ def test_what_does_not_fit_is_refused(tmp_path, uri, more, words):
     refused = CliRunner().invoke(app, line)
     assert isinstance(refused.exception, InputError) and words in str(refused.exception)
     assert not (tmp_path / "copy").exists()
+
+
+def test_brackets_are_printed_as_they_are(capsys):
+    _, result = learned(hidden(2, 4, 10))
+    said = dataclasses.replace(result.report, reason="of[red]fered")
+    show_wide(said, "x[red]")
+    printed = capsys.readouterr().out
+    assert "verified: of[red]fered\n" in printed and "saved       x[red]\n" in printed
 
 
 def test_laws_that_depend_on_the_position_end_with_status_one(tmp_path):

@@ -15,13 +15,15 @@ from myna.app.models import generator_of, open_saved, plain_copy, writing
 from myna.app.options import Json, MaxTokens, Seed, Yes
 from myna.app.picture import write_picture
 from myna.app.spending import confirm_spending
+from myna.errors import BudgetExhausted, InputError, TeacherError
 from myna.evaluate.certify import Certificate, certify
 from myna.evaluate.teacher_cost import TeacherCost, teacher_cost
 from myna.learn.compress import Choice, Compressed, CompressSettings, compress
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.student import Strings, sampling_limit
 from myna.teachers.copies import CopyTeacher, check_destination, save_packed
-from myna.teachers.ledger import Ledger
+from myna.teachers.ledger import Budget, Ledger
+from myna.teachers.oracle import Samples
 
 _ROUNDING = 1e-12  # nats: less is not shown apart
 
@@ -56,6 +58,11 @@ def compress_command(
 ) -> None:
     """Leave out what tells little: ranks, tables that repeat, bits."""
     settings = CompressSettings(max_kl, rank, size, strings, max_tokens)
+    if budget and teacher is None:
+        raise InputError(
+            "--budget limits what a --teacher is asked, and none is named: nothing is spent without "
+            "one; add --teacher or leave --budget out"
+        )
     copy = plain_copy(student, open_saved(student))
     check_destination(out, overwrite=overwrite)
     limits = read_budget(budget, queries=True)
@@ -67,13 +74,16 @@ def compress_command(
         show("certifying")
         with Ledger(source, limit, seed) as ledger:
             certificate = certify(ledger.laws("certify"), found.student, max_tokens=max_tokens)
-            cost = None
-            if curve is not None and teacher is not None:
-                show("timing the teacher")
-                cost = teacher_cost(source, ledger, _judging(copy, settings, seed))
-    about: dict[str, Any] = {"teacher": student, "myna": __version__}
-    about["compressed"] = output.plain(dataclasses.asdict(settings)) | {"kl": found.report.reason}
-    save_packed(out, found.student, found.precision, about, overwrite=overwrite)
+        about: dict[str, Any] = {"teacher": student, "myna": __version__}
+        about["compressed"] = output.plain(dataclasses.asdict(settings)) | {
+            "kl": found.report.reason
+        }
+        save_packed(out, found.student, found.precision, about, overwrite=overwrite)
+        cost = None
+        if curve is not None and teacher is not None:
+            show("timing the teacher")
+            left = limit.less(ledger.total())
+            cost = _timed(source, left, _judging(copy, settings, seed))
     if curve is not None:
         with writing("picture", curve):
             write_picture(_chart(found, student, cost), curve.parent, curve.stem)
@@ -87,6 +97,23 @@ def _judging(copy: LowRankModel, settings: CompressSettings, seed: int) -> Strin
     """As many strings of the copy as judge its choices, cut alike."""
     limit = sampling_limit(copy.spec, settings.max_tokens)
     return copy.sample(settings.strings, generator_of(seed), limit)
+
+
+def _timed(source: Samples, left: Budget, drawn: Strings) -> TeacherCost | None:
+    """What the teacher takes; where that cannot be found, None, and a sentence says why.
+
+    left: of the budget. The ledger is a new one: laws that certifying asked would be answered from
+        the memory of the other.
+    """
+    try:
+        with Ledger(source, left) as ledger:
+            return teacher_cost(source, ledger, drawn)
+    except BudgetExhausted as error:
+        why = f"certifying left too little of the budget ({error})"
+    except TeacherError as error:
+        why = str(error)
+    output.err.print(f"the copy is saved, but the teacher was not timed: {why}", markup=False)
+    return None
 
 
 def _choice(choice: Choice) -> dict[str, Any]:
@@ -167,6 +194,8 @@ def _told(cost: TeacherCost) -> str:
     """What the teacher takes, in words."""
     size = "bytes not known" if cost.bytes is None else f"{cost.bytes:,} bytes"
     asked = f", over {cost.asked:,} laws asked one by one" if cost.asked else ""
+    if cost.nanoseconds is None:
+        return f"{size}, time not measured"
     return f"{size}, {cost.nanoseconds:,.0f} ns a token{asked}"
 
 
@@ -222,22 +251,28 @@ def _chart(found: Compressed, title: str, cost: TeacherCost | None = None) -> al
         panels.append(alt.layer(points, line, ring, *_teacher_mark(cost, field)))
     said = ["dashed: the copy; ringed: the choice taken"]
     if cost is not None:
-        said.append(f"square, at KL 0: the teacher ({_told(cost)})")
+        said.append(
+            f"square, at the left edge: the teacher ({_told(cost)}); its distance is the certificate's"
+        )
     heading = alt.TitleParams(f"smaller copies of {title}", subtitle=said)
     return alt.vconcat(*panels, title=heading)
 
 
 def _teacher_mark(cost: TeacherCost | None, field: str) -> list[alt.Chart]:
-    """The teacher at KL 0, where the figure is known."""
+    """The teacher at the left edge, where the figure is known.
+
+    Its place says no distance: the axis is that from the copy, which may itself be off.
+    """
     if cost is None:
         return []
     value = cost.bytes if field == "bytes" else cost.nanoseconds
     if value is None:
         return []
-    row = {"KL": _ROUNDING, field: value, "label": "the teacher"}
+    label = "the teacher, at the left edge; its distance is the certificate's"
+    row = {field: value, "label": label}
     mark = (
         alt.Chart(alt.Data(values=[row]))
         .mark_point(shape="square", size=140, color="black", filled=True)
-        .encode(x="KL:Q", y=f"{field}:Q", tooltip=["label:N", f"{field}:Q"])
+        .encode(x=alt.value(8), y=f"{field}:Q", tooltip=["label:N", f"{field}:Q"])
     )
     return [mark]

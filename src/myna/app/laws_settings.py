@@ -140,6 +140,11 @@ def _wide_settings(space: Space, form: Form, named: dict[str, Any]) -> WideSetti
         )
     if "verify_histories" in named:
         named["fresh"] = named.pop("verify_histories")
+        if named["fresh"] < 2:
+            raise InputError(
+                "--learner wide measures along --verify strings, and one has no interval; give at "
+                f"least 2, got {named['fresh']}"
+            )
     return WideSettings(**named)
 
 

@@ -151,8 +151,8 @@ def learn(
         int | None,
         typer.Option(
             min=1,
-            help="Without a horizon, cut strings at this length (laws: 1000, samples: 100; wide, "
-            "always: 24).",
+            help="Without a horizon, cut strings at this length (laws: 1000, samples: 100; wide: 24, "
+            "and the first histories with one too).",
         ),
     ] = None,
     ledger_file: LedgerPath = None,

@@ -17,7 +17,8 @@ def wide_record(report: WideReport, teacher: str, student: str | None) -> dict[s
 def show_wide(report: WideReport, student: str | None) -> None:
     """The outcome, what the copy is made of, the cost in laws."""
     out = output.out
-    out.print(f"[bold]{report.outcome.value}[/bold]: {report.reason}")
+    out.print(f"[bold]{report.outcome.value}[/bold]: ", end="")
+    out.print(report.reason, markup=False)
     if report.parts:
         out.print(
             f"rank        {report.rank:,} of next-token laws; {report.children:,} children read, "
@@ -28,4 +29,4 @@ def show_wide(report: WideReport, student: str | None) -> None:
     output.show_accounts(report.accounts)
     out.print(f"time        {report.seconds:.1f} s")
     if student:
-        out.print(f"saved       {student}")
+        out.print(f"saved       {student}", markup=False)

@@ -5,7 +5,7 @@ of a few runs. Any other teacher answers law by law, so a token costs
 
     seconds of asking the laws along a few strings / laws asked,
 
-each law once; what is asked is counted. Bytes are those of the tables that the model is, as they
+each law once; what is asked is counted, and what the ledger knew is not. Bytes are those of the tables that the model is, as they
 stand, and unknown for a function or behind an API.
 """
 
@@ -27,29 +27,30 @@ class TeacherCost:
     """What one teacher takes.
 
     bytes: of its tables, None where they are not known
-    nanoseconds: a token scored, or a law asked
-    asked: laws that were asked to find out; 0 where the teacher is stepped here
+    nanoseconds: a token scored, or a law asked; None where the ledger knew every law
+    asked: laws that were asked to find out; 0 where the teacher is stepped here as well
     """
 
     bytes: int | None
-    nanoseconds: float
+    nanoseconds: float | None
     asked: int
 
 
 def teacher_cost(teacher: Samples, ledger: Ledger, drawn: Strings) -> TeacherCost:
     """The cost of a teacher along strings.
 
-    ledger: of that teacher; laws are charged to "time"
+    ledger: of that teacher, best one that knows nothing yet; laws are charged to "time"
     drawn: strings of the teacher's language, none empty
 
     Raises:
         TeacherError: for a teacher that shows no laws.
+        BudgetExhausted: where the ledger allows fewer laws.
     """
     if isinstance(teacher, SteppedTeacher):
         return TeacherCost(teacher.num_bytes, 1e9 / scoring_rate(teacher, drawn, _REPEATS), 0)
     view = ledger.laws("time")
     few = Strings(drawn.tokens[:_FEW], drawn.lengths[:_FEW])
-    started = time.perf_counter()
+    before, started = view.spent(), time.perf_counter()
     view.score(few)
-    spent, asked = time.perf_counter() - started, view.spent().next_token_queries
-    return TeacherCost(None, 1e9 * spent / max(1, asked), asked)
+    spent, asked = time.perf_counter() - started, (view.spent() - before).next_token_queries
+    return TeacherCost(None, 1e9 * spent / asked if asked else None, asked)

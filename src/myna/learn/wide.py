@@ -10,13 +10,16 @@ what remains are the operators A[i, o, j] = P(o | h_i) G[i, o, j], put over few 
 at the end (`lowrank.mixed`). The basis starts from histories along the teacher's own strings and
 grows by every child whose residual exceeds the tolerance, until none does.
 
-An accepted residual r costs about r^2 / 2 nats, errors of T tokens add up to (T r)^2 / 2 at most,
-and the floor f costs at most f. So along fresh strings a copy of a stationary teacher keeps
-KL <= r + f nats a token as long as T^2 < 2 / r, and one that does not is reported as a mismatch.
+An accepted residual r costs about r^2 / 2 nats, errors of T tokens add up to about (T r)^2 / 2
+(more where the coefficients G exceed 1 in l1 norm), and the floor f costs at most f. So a copy of a
+stationary teacher whose states single next tokens tell apart keeps about KL <= r + f nats a token as
+long as T^2 < 2 / r. It is verified where the whole interval of the KL along fresh strings keeps that
+limit, and else reported as a mismatch.
 
 Limits: futures are one token long, so states that no single next token tells apart are one state
 here; what that costs is in the fresh divergence of the report. A teacher with a stop token is
-refused; laws that depend on the position show as a mismatch, and are for `learn.exact`.
+refused; laws that depend on the position show as a mismatch, and are for `learn.exact`. Without a
+horizon nothing beyond `max_tokens` is measured.
 """
 
 import dataclasses
@@ -56,7 +59,8 @@ class WideSettings:
 
     tolerance: residual in the chi-square norm (about the root of twice the KL) that is accepted
     max_rank: the cap S
-    strings, max_tokens: drawn from the teacher for the first histories, and cut there
+    strings, max_tokens: drawn from the teacher for the first histories, and cut there; fresh
+        strings run to the horizon, and are cut there only where there is none
     parts_tolerance: singular values of the operators below this share of the first are left out
     max_parts: shared matrices at most; None for as many as the rank
     floor: of the copy's laws, over the number of tokens (`lowrank.mixed`)
@@ -180,14 +184,21 @@ def _judged(
     """Whether fresh strings bear the copy out, in a sentence."""
     said = (
         f"rank {student.ranks[0]} at tolerance {settings.tolerance:g}, {len(student.parts)} shared "
-        f"matrices; {kl.mean:.3g} +- {kl.half_width:.1g} nats a token along {kl.strings:,} fresh strings"
+        f"matrices; {kl.mean:.3g} +- {kl.half_width:.2g} nats a token along {kl.strings:,} fresh strings"
     )
     limit = settings.tolerance + settings.floor
-    if kl.mean - kl.half_width <= limit:  # not where both are infinite
+    if kl.high <= limit:  # the upper end: a wide interval must not pass for agreement
         return WideOutcome.VERIFIED, said
+    low = kl.mean - kl.half_width  # NaN where both are infinite
+    if low <= limit:
+        return WideOutcome.MISMATCH_LEFT, (
+            f"{said}: the interval from {max(low, 0.0):.3g} to {kl.high:.3g} contains the limit of "
+            f"{limit:.3g}, so these strings do not settle it; more fresh strings (--verify) may"
+        )
     return WideOutcome.MISMATCH_LEFT, (
-        f"{said}, more than {limit:.3g}: the teacher's laws depend on the position, or its states "
-        "need more than one next token to be told apart; use the exact learner (no --learner)"
+        f"{said}, all of the interval more than {limit:.3g}: the teacher's laws depend on the "
+        "position, or its states need more than one next token to be told apart; use the exact "
+        "learner (no --learner)"
     )
 
 
@@ -330,8 +341,8 @@ def _parts(histories: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
 
 
 def _measured(view: LawsView, student: MixedModel, settings: WideSettings) -> DivergenceRate:
-    """KL(teacher || copy) a token along fresh strings."""
-    limit = min(settings.max_tokens, view.spec.horizon or 2**62)
+    """KL(teacher || copy) a token along fresh strings, whole ones where there is a horizon."""
+    limit = view.spec.horizon or settings.max_tokens
     drawn = view.complete(Prefixes.of([[]]), settings.fresh, max_tokens=limit).tokens[0]
     total = torch.zeros(len(drawn), dtype=torch.float64)
     future, kept = Prefixes.of([[0]]), torch.tensor([[0, 0]])

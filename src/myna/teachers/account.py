@@ -117,15 +117,30 @@ class Budget:
 
         where: what the account covers, as the message says it
         """
-        for name, limit, amount in (
-            ("next-token queries", self.queries, spent.next_token_queries),
-            ("completions", self.completions, spent.completions),
-            ("tokens", self.tokens, spent.tokens_sent + spent.tokens_received),
-            ("sampled tokens", self.sampled_tokens, spent.sampled_tokens),
-            ("in money", self.money, self.price.of(spent) if self.price else 0.0),
-        ):
+        names = ("next-token queries", "completions", "tokens", "sampled tokens", "in money")
+        for name, (field, amount) in zip(names, self._amounts(spent).items(), strict=True):
+            limit = getattr(self, field)
             if limit is not None and amount > limit:
                 raise BudgetExhausted(
                     f"the budget is {limit:,} {name}{where} and the next request would bring "
                     f"them to {amount:,}; raise the budget to go on"
                 )
+
+    def less(self, spent: Account) -> "Budget":
+        """What is left after an account, no limit below zero."""
+        left = {
+            field: max(0, getattr(self, field) - amount)
+            for field, amount in self._amounts(spent).items()
+            if getattr(self, field) is not None
+        }
+        return dataclasses.replace(self, **left)
+
+    def _amounts(self, spent: Account) -> dict[str, int | float]:
+        """What each limit is held against."""
+        return {
+            "queries": spent.next_token_queries,
+            "completions": spent.completions,
+            "tokens": spent.tokens_sent + spent.tokens_received,
+            "sampled_tokens": spent.sampled_tokens,
+            "money": self.price.of(spent) if self.price else 0.0,
+        }
