@@ -1,7 +1,7 @@
 """Random HMMs (8 states, 8 symbols, length 16) from samples alone, beside the rivals.
 
     python bench/sampled_hmms.py --part ours|truth|random|cross [--device cuda]
-        [--concentration .3] [--seed 0] [--budget 3000000] [--structure stationary]
+        [--concentration .3] [--seed 0] [--budget 3000000] [--structure stationary] [--matched]
     python bench/sampled_hmms.py --picture
 
 Claim: told that it is stationary our student has TV <= .05 at 3M tokens and <= .03 at 10M;
@@ -133,14 +133,14 @@ def cross_variation(teacher: Hmm, cores: list[torch.Tensor]) -> dict:
     return {"total_variation": float((1 - ratio.clamp(min=0)).clamp(min=0).mean()), "mass": mass}
 
 
-def crossed(rows: Rows, teacher: Hmm, row: dict, seed: int, quick: bool) -> None:
+def crossed(rows: Rows, teacher: Hmm, row: dict, seed: int, matched_only: bool) -> None:
     """Ten draws a prefix, then as many as match the budget, then 100 and 10,000."""
     probe = cross(teacher, 10, seed)
     matched = max(1, row["budget"] // max(1, probe["tokens"] // 10))
     rows.add({**row, "learner": "cross, n = 10", **probe})
-    others = [("matched", matched)] if quick else [("matched", matched), ("100", 100)]
-    if not quick:
-        others.append(("10000", 10_000))
+    others = [("matched", matched)]
+    if not matched_only:
+        others += [("100", 100), ("10000", 10_000)]
     for name, draws in others:
         rows.add({**row, "learner": f"cross, n = {name}", **cross(teacher, draws, seed)})
 
@@ -148,13 +148,15 @@ def crossed(rows: Rows, teacher: Hmm, row: dict, seed: int, quick: bool) -> None
 def run(part: str, chosen: argparse.Namespace) -> None:
     marks = [f"{value:g}" for value in (*chosen.concentration, *chosen.seed, *chosen.budget)]
     marks += chosen.structure if len(chosen.structure) == 1 else []
+    marks += ["matched"] if chosen.matched else []
     rows = Rows(f"{title(chosen.quick)}.{part}-{'-'.join(marks)}", _NOTE)
     for c, seed, budget in itertools.product(chosen.concentration, chosen.seed, chosen.budget):
         truth = mk(seed, c)
         teacher = Hmm(*truth.tables, horizon=16)
         case = {"concentration": c, "seed": seed, "budget": budget, "part": part}
         if part == "cross":
-            crossed(rows, teacher, {**case, "structure": "time-varying"}, seed, chosen.quick)
+            few = chosen.quick or chosen.matched
+            crossed(rows, teacher, {**case, "structure": "time-varying"}, seed, few)
             continue
         for structure in map(Structure, chosen.structure):
             row = {**case, "structure": structure.value, "learner": part}
@@ -218,6 +220,7 @@ def main() -> None:
     both = [structure.value for structure in (Structure.STATIONARY, Structure.TIME_VARYING)]
     parser.add_argument("--structure", choices=both, nargs="+", default=both)
     parser.add_argument("--device", default="cpu", help="where expectation maximisation runs")
+    parser.add_argument("--matched", action="store_true", help="cross: no draws beyond the budget")
     parser.add_argument("--picture", action="store_true")
     parser.add_argument("--quick", action="store_true", help="one tiny case, files of its own")
     chosen = parser.parse_args()
