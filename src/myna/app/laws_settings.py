@@ -120,24 +120,14 @@ def _fit_settings(space: Space, form: Form, named: dict[str, Any], laws: int | N
 
 def _states_settings(space: Space, form: Form, named: dict[str, Any]) -> StatesSettings:
     """The settings of the learner of machines, by the names that the options have."""
-    if space is not Space.PROBABILITIES:
-        raise InputError("--learner states finds laws, not logits; leave --space logits out")
-    if form not in (Form.AUTO, Form.STATIONARY):
-        raise InputError(
-            f"--learner states finds one machine for all cuts; leave --structure {form.value} out"
-        )
+    _one_for_all_cuts(Learner.STATES, "one machine", space, form)
     own = {"max_rank": "max_states", "verify_histories": "check_words", "max_tokens": "walk"}
     return StatesSettings(**{own.get(name, name): value for name, value in named.items()})
 
 
 def _wide_settings(space: Space, form: Form, named: dict[str, Any]) -> WideSettings:
     """The settings of the learner for many tokens; what is checked are fresh strings."""
-    if space is not Space.PROBABILITIES:
-        raise InputError("--learner wide finds laws, not logits; leave --space logits out")
-    if form not in (Form.AUTO, Form.STATIONARY):
-        raise InputError(
-            f"--learner wide finds one basis for all cuts; leave --structure {form.value} out"
-        )
+    _one_for_all_cuts(Learner.WIDE, "one basis", space, form)
     if "verify_histories" in named:
         named["fresh"] = named.pop("verify_histories")
         if named["fresh"] < 2:
@@ -146,6 +136,19 @@ def _wide_settings(space: Space, form: Form, named: dict[str, Any]) -> WideSetti
                 f"least 2, got {named['fresh']}"
             )
     return WideSettings(**named)
+
+
+def _one_for_all_cuts(learner: Learner, found: str, space: Space, form: Form) -> None:
+    """Refuse another space, or another structure than the one that the learner finds."""
+    if space is not Space.PROBABILITIES:
+        raise InputError(
+            f"--learner {learner.value} finds laws, not logits; leave --space logits out"
+        )
+    if form not in (Form.AUTO, Form.STATIONARY):
+        raise InputError(
+            f"--learner {learner.value} finds {found} for all cuts; "
+            f"leave --structure {form.value} out"
+        )
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

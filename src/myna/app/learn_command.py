@@ -30,8 +30,8 @@ from myna.app.models import generator_of
 from myna.app.options import SAMPLED_TOKENS, Access, Json, LedgerPath, Seed, TeacherName, Yes
 from myna.app.sampled_output import sampled_record, show_sampled
 from myna.app.spending import confirm_spending, provenance, rejected
-from myna.app.states_output import show_states, states_record
-from myna.app.wide_output import show_wide, wide_record
+from myna.app.states_output import show_states
+from myna.app.wide_output import show_wide
 from myna.errors import InputError
 from myna.learn.exact import learn_exact, learn_testing_stationarity
 from myna.learn.from_samples import learn_sampled
@@ -366,9 +366,9 @@ def _record(result: _Result, teacher: str, saved: str | None) -> dict[str, Any]:
     if isinstance(result, SampledResult):
         return sampled_record(result.report, teacher, saved)
     if isinstance(result, StatesResult):
-        return states_record(result.report, teacher, saved)
+        return output.report_record(result.report, "states", teacher, saved)
     if isinstance(result, WideResult):
-        return wide_record(result.report, teacher, saved)
+        return output.report_record(result.report, "wide", teacher, saved)
     if isinstance(result, LearnResult):
         return output.learn_record(result.report, teacher, saved)
     return logit_record(result.report, teacher, saved)

@@ -37,7 +37,7 @@ def logit_record(
 def show_logits(report: LogitReport, student: str | None) -> None:
     """The outcome, the logit ranks, the cost."""
     out = output.out
-    out.print(f"[bold]{report.outcome.value}[/bold]: {report.reason}")
+    output.show_outcome(report.outcome, report.reason)
     if report.stationary and report.cuts:
         out.print(
             "structure   one network for all cuts, in log-probability space\n"
@@ -55,7 +55,7 @@ def show_logits(report: LogitReport, student: str | None) -> None:
 def show_provable(report: ProvableReport, student: str | None) -> None:
     """The outcome, the histories kept, what the programs left, the cost."""
     out = output.out
-    out.print(f"[bold]{report.outcome.value}[/bold]: {report.reason}")
+    output.show_outcome(report.outcome, report.reason)
     if report.ranks:
         longest = max(1 + len(word) for words in report.futures for word in words)
         out.print(
@@ -86,8 +86,7 @@ def _show_cost(report: LogitReport | ProvableReport | FitReport, student: str | 
     """What was spent, where the copy is."""
     output.show_accounts(report.accounts)
     output.out.print(f"time        {report.seconds:.1f} s")
-    if student:
-        output.out.print(f"saved       {student}")
+    output.show_saved(student)
 
 
 def _show_end(report: LogitReport | ProvableReport, student: str | None) -> None:

@@ -14,6 +14,8 @@ from rich.table import Table
 from myna.evaluate.certify import Certificate, Estimate
 from myna.evaluate.from_samples import SampledCertificate
 from myna.learn.report import LearnReport
+from myna.learn.states import StatesReport
+from myna.learn.wide import WideReport
 from myna.lowrank.student import Strings
 from myna.spec import Spec
 from myna.teachers.ledger import Account
@@ -60,6 +62,28 @@ def learn_record(report: LearnReport, teacher: str, student: str | None) -> dict
     }
 
 
+def report_record(
+    report: StatesReport | WideReport, learner: str, teacher: str, student: str | None
+) -> dict[str, Any]:
+    """The JSON of a learner whose report says all there is to say."""
+    record = plain(report)
+    queries = record.pop("accounts")
+    about = {"teacher": teacher, "student": student, "learner": learner}
+    return {**about, **record, "queries": queries}
+
+
+def show_outcome(outcome: enum.Enum, reason: str) -> None:
+    """How learning ended, the reason as it is written."""
+    out.print(f"[bold]{outcome.value}[/bold]: ", end="")
+    out.print(reason, markup=False)
+
+
+def show_saved(student: str | None) -> None:
+    """Where the copy is, if there is one; a folder's brackets are no markup."""
+    if student:
+        out.print(f"saved       {student}", markup=False)
+
+
 def runs(values: Iterable[int], first: int = 0) -> str:
     """Equal neighbours together: "0: 1, 1-64: 2"."""
     parts = []
@@ -72,7 +96,7 @@ def runs(values: Iterable[int], first: int = 0) -> str:
 
 def show_learned(report: LearnReport, student: str | None) -> None:
     """The outcome, the ranks, the cost."""
-    out.print(f"[bold]{report.outcome.value}[/bold]: {report.reason}")
+    show_outcome(report.outcome, report.reason)
     if report.cuts and report.cuts[0].cut is None:
         cut = report.cuts[0]
         out.print(
@@ -90,8 +114,7 @@ def show_learned(report: LearnReport, student: str | None) -> None:
         out.print(f"evidence    singular values of the scaled block: {values}, ...")
     show_accounts(report.accounts)
     out.print(f"time        {report.seconds:.1f} s")
-    if student:
-        out.print(f"saved       {student}")
+    show_saved(student)
 
 
 def show_accounts(accounts: dict[str, Account]) -> None:

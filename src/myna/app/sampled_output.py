@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from myna.app.output import out, plain, runs
+from myna.app.output import out, plain, runs, show_saved
 from myna.learn.report import Structure
 from myna.learn.sampled_report import SampledCut, SampledReport
 
@@ -73,5 +73,4 @@ def show_sampled(report: SampledReport, student: str | None) -> None:
             f"{name:<11} {account.sampled_tokens:,} sampled tokens, {account.tokens_sent:,} in prompts"
         )
     out.print(f"time        {report.seconds:.1f} s")
-    if student:
-        out.print(f"saved       {student}")
+    show_saved(student)

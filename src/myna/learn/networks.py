@@ -110,7 +110,9 @@ class _Attention(torch.nn.Module):
         """Logits after each symbol."""
         read = self.read(before)
         x = read * math.sqrt(self.width) + self._positions(before.shape[1]).to(read)
-        mask = torch.nn.Transformer.generate_square_subsequent_mask(before.shape[1], dtype=x.dtype)
+        mask = torch.nn.Transformer.generate_square_subsequent_mask(
+            before.shape[1], dtype=x.dtype, device=x.device
+        )
         for block in self.blocks:
             x = block(x, src_mask=mask, is_causal=True)
         return self.out(self.norm(x))
