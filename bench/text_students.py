@@ -180,7 +180,8 @@ def run(part: str, chosen: argparse.Namespace) -> None:
 def picture() -> None:
     rows = [row for row in kept_rows("text_students") if "kl" in row and row["laws"] == LAWS]
     for row in rows:
-        extra = {"ours": f"{row.get('start')} start, dim {row.get('dimension')}"}
+        form = f"{row.get('start')} start, dim {row.get('dimension')}, {row.get('epochs')} epochs"
+        extra = {"ours": form}
         row["method"] = extra.get(row["part"], row["part"])
     chart = (
         alt.Chart(alt.Data(values=rows), width=360, height=280)
