@@ -1,7 +1,7 @@
 """Noisy parity from samples alone: 16 bits at 2M tokens, and tokens needed for TV .1.
 
     python bench/sampled_parity.py --part ours|em|spectral|needed-ours|needed-em|needed-spectral
-        [--bits 8 12 16 20 24] [--states 2 4]
+        [--bits 8 12 16 20 24] [--smallest 15625] [--states 2 4]
     python bench/sampled_parity.py --picture
 
 Claim under test: at 2M sampled tokens (16 bits, noise .1) ten of ten secrets are learned to
@@ -32,6 +32,7 @@ from myna.teachers.ledger import Ledger
 from myna.teachers.stepped import SteppedTeacher
 from myna.teachers.zoo import Parity
 
+_SMALLEST = 15_625
 _NEEDED, _AT_MOST = 0.1, {"ours": 4_000_000, "em": 1_000_000, "spectral": 4_000_000}
 _NOTE = (
     "seeds: 10 of ours and of the spectral learner, 3 of Baum-Welch (slow), at 16 bits and 2M "
@@ -67,10 +68,12 @@ def one(learner: str, bits: int, budget: int, seed: int, states: int = 0) -> dic
     return {**row, **far, **told, "learning_seconds": seconds}
 
 
-def needed(rows: Rows, learner: str, sizes: list[int], cap: int, states: int = 0) -> None:
+def needed(
+    rows: Rows, learner: str, sizes: list[int], grid: tuple[int, int], states: int = 0
+) -> None:
     """Walk the grid upwards for each size, all three seeds at every budget."""
     for bits in sizes:
-        budget = 15_625
+        budget, cap = grid
         while budget <= cap:
             found = [one(learner, bits, budget, seed, states) for seed in range(3)]
             for row in found:
@@ -80,15 +83,17 @@ def needed(rows: Rows, learner: str, sizes: list[int], cap: int, states: int = 0
             budget *= 2
 
 
-def run(part: str, sizes: list[int], states_of_em: list[int], quick: bool) -> None:
-    numbers = sizes if part.startswith("needed-") else states_of_em if part == "em" else []
+def run(part: str, sizes: list[int], smallest: int, states_of_em: list[int], quick: bool) -> None:
+    grown = [smallest] if smallest != _SMALLEST else []
+    numbers = [*sizes, *grown] if part.startswith("needed-") else states_of_em * (part == "em")
     mark = "".join(f"-{number}" for number in numbers)
     rows = Rows(f"sampled_parity{'_quick' if quick else ''}.{part}{mark}", _NOTE)
     learner = part.removeprefix("needed-")
     choices = states_of_em if part == "em" else (4,) if learner == "em" else (0,)
     for states in choices:
         if part.startswith("needed-"):
-            needed(rows, learner, sizes, 31_250 if quick else _AT_MOST[learner], states)
+            cap = 31_250 if quick else _AT_MOST[learner]
+            needed(rows, learner, sizes, (smallest, cap), states)
         else:
             bits, budget = (8, 100_000) if quick else (16, 2_000_000)
             for seed in range(1 if quick else 3 if learner == "em" else 10):
@@ -155,12 +160,16 @@ def main() -> None:
     parser.add_argument(
         "--bits", type=int, nargs="+", default=[8, 12, 16, 20, 24], help="of needed-*"
     )
+    parser.add_argument(
+        "--smallest", type=int, default=_SMALLEST, help="where the grid of needed-* begins"
+    )
     parser.add_argument("--states", type=int, nargs="+", default=[2, 4], help="of part em")
     parser.add_argument("--picture", action="store_true")
     parser.add_argument("--quick", action="store_true", help="tiny settings, files of their own")
     chosen = parser.parse_args()
     for part in chosen.part:
-        run(part, [8] if chosen.quick else chosen.bits, chosen.states, chosen.quick)
+        sizes = [8] if chosen.quick else chosen.bits
+        run(part, sizes, chosen.smallest, chosen.states, chosen.quick)
     if chosen.picture:
         picture("sampled_parity_quick" if chosen.quick else "sampled_parity")
 

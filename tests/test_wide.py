@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -44,6 +44,7 @@ def learned(teacher, **settings):
 
 
 @given(seed=st.integers(0, 10_000))
+@example(seed=268)  # here the spanner exchanges the empty history for another
 def test_hidden_markov_models_are_recovered(seed):
     teacher = hidden(3, 5, 5, seed)
     # at the default of 1e-6 a third state nearly like the others may be left out, as it should

@@ -230,7 +230,7 @@ class _Basis:
             done += 1
 
     def _begin(self) -> None:
-        """A spanner of histories along drawn strings, the empty one first."""
+        """A spanner of histories along drawn strings, and the empty one's coefficients."""
         settings = self._settings
         limit = min(settings.max_tokens, self._longest())
         root = Prefixes.of([[]])
@@ -252,6 +252,9 @@ class _Basis:
         )
         self.histories = [histories[i] for i in found.indices.tolist()]
         self._set_rows(rows_scaled[found.indices])
+        # the spanner may have exchanged the empty history for one of its combinations
+        root_row = (rows_scaled[:1] @ self._q).T
+        self._first = torch.linalg.solve_triangular(self._r, root_row, upper=True)[:, 0]
 
     def _longest(self) -> int:
         """Tokens of a basis history, at most: a token of it and one after that must fit."""
@@ -322,8 +325,7 @@ class _Basis:
         rank = len(self.histories)
         for i, table in enumerate(self._operators):
             self._operators[i] = torch.nn.functional.pad(table, (0, rank - table.shape[1]))
-        first = torch.zeros(rank, dtype=self._scale.dtype)
-        first[0] = 1.0
+        first = torch.nn.functional.pad(self._first, (0, rank - len(self._first)))
         settings = self._settings
         most = settings.max_parts or rank
         weights, parts, left_out = few_parts(
