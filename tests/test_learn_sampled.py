@@ -11,10 +11,12 @@ from myna.learn import from_samples
 from myna.learn.asker import Asker
 from myna.learn.check import check_copy
 from myna.learn.from_samples import learn_sampled
+from myna.learn.refine import Refined, clearly_better, low_rank
 from myna.learn.report import Structure
 from myna.learn.sampled_report import Kind, Projection, SampledSettings
 from myna.learn.survey import Survey
-from myna.lowrank.student import Student
+from myna.lowrank.likelihood import Operators
+from myna.lowrank.student import Strings, Student
 from myna.teachers.copies import CopyTeacher
 from myna.teachers.ledger import Budget, Ledger
 from myna.teachers.oracle import as_samples
@@ -43,6 +45,42 @@ def test_parity_needs_words_that_reach_the_label():
     assert any(cut.words for cut in result.report.cuts)
     assert ledger.total().sampled_tokens == result.report.sampled_tokens <= 120_000
     assert set(result.report.accounts) == {"learn", "check"}
+
+
+def test_tables_read_again_lose_nothing(monkeypatch):
+    """A last round that is blind to the parity gives way to the round before it."""
+    uniform = torch.full((2, 1, 1), 0.5, dtype=torch.float64)
+    blind = Operators(torch.ones(1, dtype=torch.float64), (uniform,) * 9)
+    monkeypatch.setattr(
+        from_samples._Run,
+        "_grown",
+        lambda *_: Refined(blind, (("blind", -math.log(2)),), blind),
+    )
+    teacher, _, result = learned("zoo:parity?bits=8&noise=0.1&seed=1", 120_000)
+    assert variation(teacher, result.student) < 0.06
+    assert max(result.report.ranks) == max(result.student.ranks) > 1
+    assert "signed on all rows, 0% back" in dict(result.report.stages)
+
+
+def test_better_is_clear_beyond_two_standard_errors():
+    """Against the mean and deviation of gains written out; what both find impossible is no gain."""
+    spec = open_teacher("zoo:parity?bits=2").spec
+
+    def coin(p):
+        table = torch.tensor([[[p]], [[1 - p]]], dtype=torch.float64)
+        return low_rank(Operators(torch.ones(1, dtype=torch.float64), (table,) * 3), spec)
+
+    for ones in range(3 * 40):
+        tokens = torch.zeros(120, dtype=torch.int64)
+        tokens[:ones] = 1
+        drawn = Strings(tokens.view(40, 3), torch.full((40,), 3))
+        each = torch.log(torch.tensor([0.6 / 0.5, 0.4 / 0.5], dtype=torch.float64))
+        gain = each[drawn.tokens].sum(1)
+        clear = float(gain.mean()) > 2 * float(gain.std()) / math.sqrt(40)
+        assert clearly_better(coin(0.6), coin(0.5), drawn) == clear
+    zeros = Strings(torch.zeros(5, 3, dtype=torch.int64), torch.full((5,), 3))
+    assert not clearly_better(coin(0.0), coin(0.0), zeros)
+    assert clearly_better(coin(0.5), coin(0.0), zeros)
 
 
 def test_a_hidden_markov_model_varying_and_stationary():

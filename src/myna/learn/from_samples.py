@@ -7,7 +7,9 @@
     check     fresh prefixes on another stream, and all plain answers so far against the copy;
               a contradicted prefix names longer futures, and the tables are read again
               (`check`, `misfit`)
-    finish    what is left of the budget buys plain strings; survey and refine once more
+    finish    what is left of the budget buys plain strings; survey and refine once more. An
+              earlier round's copy goes on instead where held-out strings clearly prefer it:
+              tables read again may miss a dimension that was found before
     hidden    where that is asked: hidden Markov parameters started at the copy, with spare
               states that are merged again (`hidden_start`)
 
@@ -23,6 +25,7 @@ start at the stationary copy, where held-out strings are better explained by tha
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -35,6 +38,7 @@ from myna.learn.hidden_start import refine_hmm
 from myna.learn.misfit import misfits
 from myna.learn.refine import (
     Refined,
+    clearly_better,
     continued,
     held_out_nats,
     low_rank,
@@ -51,6 +55,7 @@ from myna.learn.sampled_report import (
     SampledSettings,
 )
 from myna.learn.survey import Survey
+from myna.learn.sweep import CutBasis
 from myna.lowrank.basis_sketch import basis_sketch, sampled_coefficients
 from myna.lowrank.divergence import Divergence
 from myna.lowrank.model import LowRankModel
@@ -142,6 +147,14 @@ def learn_sampled(
     return SampledResult(student, report)
 
 
+class _Earlier(NamedTuple):
+    """A round's copy, and the bases that it was read from."""
+
+    refined: Refined
+    bases: list[CutBasis]
+    extra: int
+
+
 class _Run:
     """One run: the purses, the answers, the tables."""
 
@@ -199,10 +212,11 @@ class _Run:
         settings = self.settings
         exploring = _START if settings.kind is Kind.HMM else _EXPLORING
         self._purse = int((1 - _HELD_OUT) * self.checker.left / (settings.max_rounds + 2))
-        refined = None
+        refined = best = None
         for _ in range(settings.max_rounds):
             try:
                 refined = self._round(most_tokens=exploring, kept=_KEPT_BACK)
+                best = _better(best, _Earlier(refined, self.survey.bases, self.survey.extra))
             except BudgetExhausted:
                 if refined is None:
                     raise
@@ -211,16 +225,25 @@ class _Run:
                 break
         self._spend_rest(_KEPT_BACK)
         try:
-            refined = self._last_round(exploring)
+            refined = self._last_round(exploring, best)
         except BudgetExhausted:
             refined = self._refined(self.survey, None)  # from the tables as they were read last
         return refined, self.check(self.copy(refined))
 
-    def _last_round(self, exploring: int) -> Refined:
+    def _last_round(self, exploring: int, best: _Earlier | None) -> Refined:
         settings = self.settings
         if settings.kind is Kind.HMM and settings.states is not None:
             return self._round(most_tokens=exploring)  # its rank decides nothing
-        return self._with_stationary(self._grown(self.survey))
+        refined = self._with_stationary(self._grown(self.survey))
+        if best is None or not self._clearly(best.refined, refined):
+            return refined
+        self.survey.smaller(best.bases, best.extra)
+        if not settings.refine:
+            return best.refined
+        return continued(best.refined, self.asker.evidence(), self.held_out, self.asker.spec)
+
+    def _clearly(self, one: Refined, other: Refined) -> bool:
+        return clearly_better(self.copy(one), self.copy(other), self.held_out)
 
     def _learned_words(self, refined: Refined) -> bool:
         """New futures from the prefixes that contradict a copy; whether there were any.
@@ -348,6 +371,10 @@ def _for_a_start(settings: SampledSettings) -> SampledSettings:
         words=_LESS * settings.words,
         max_rounds=min(_START_ROUNDS, settings.max_rounds),
     )
+
+
+def _better(best: _Earlier | None, new: _Earlier) -> _Earlier:
+    return best if best and _value(best.refined) >= _value(new.refined) else new
 
 
 def _value(refined: Refined) -> float:

@@ -28,6 +28,7 @@ _POSITIVE = 2_000_000  # tokens for the second: it only leads to where the signe
 _BACK = (0.1, 0.3)  # shares of the way back from the signed copy to the positive one
 _FIRST_STEPS, _ALL_STEPS, _SIGNED_STEPS = 60, 60, 40
 _MORE_STEPS = 200  # of the signed ascent that goes on over all rows
+_FAR = 30.0  # nats that one string can count between two copies: one may hold it impossible
 
 
 class Refined(NamedTuple):
@@ -125,6 +126,15 @@ def held_out_nats(model: LowRankModel, strings: Strings) -> float:
     """Mean log-likelihood of strings under a model, nats a token."""
     value = float(model.score(strings).sum()) / float(strings.lengths.sum())
     return value if not math.isnan(value) else -math.inf
+
+
+def clearly_better(one: LowRankModel, other: LowRankModel, strings: Strings) -> bool:
+    """Whether strings are likelier under one model by more than two standard errors.
+
+    String by string, so that what is hard for both says nothing.
+    """
+    gain = (one.score(strings) - other.score(strings)).nan_to_num(0.0).clamp(-_FAR, _FAR)
+    return float(gain.mean()) > 2 * float(gain.std()) / math.sqrt(len(gain))
 
 
 def low_rank(operators: Operators, language: Spec) -> LowRankModel:
