@@ -1,7 +1,7 @@
 """Noisy parity from samples alone: 16 bits at 2M tokens, and tokens needed for TV .1.
 
     python bench/sampled_parity.py --part ours|em|spectral|needed-ours|needed-em|needed-spectral
-        [--bits 8 12 16 20 24] [--smallest 15625] [--states 2 4]
+        [--bits 8 12 16 20 24] [--smallest 15625] [--largest 4000000] [--states 2 4]
     python bench/sampled_parity.py --picture
 
 Claim under test: at 2M sampled tokens (16 bits, noise .1) ten of ten secrets are learned to
@@ -83,7 +83,10 @@ def needed(
             budget *= 2
 
 
-def run(part: str, sizes: list[int], smallest: int, states_of_em: list[int], quick: bool) -> None:
+def run(
+    part: str, sizes: list[int], grid: tuple[int, int | None], states_of_em: list[int], quick: bool
+) -> None:
+    smallest, largest = grid
     grown = [smallest] if smallest != _SMALLEST else []
     numbers = [*sizes, *grown] if part.startswith("needed-") else states_of_em * (part == "em")
     mark = "".join(f"-{number}" for number in numbers)
@@ -92,7 +95,7 @@ def run(part: str, sizes: list[int], smallest: int, states_of_em: list[int], qui
     choices = states_of_em if part == "em" else (4,) if learner == "em" else (0,)
     for states in choices:
         if part.startswith("needed-"):
-            cap = 31_250 if quick else _AT_MOST[learner]
+            cap = 31_250 if quick else largest or _AT_MOST[learner]
             needed(rows, learner, sizes, (smallest, cap), states)
         else:
             bits, budget = (8, 100_000) if quick else (16, 2_000_000)
@@ -163,13 +166,14 @@ def main() -> None:
     parser.add_argument(
         "--smallest", type=int, default=_SMALLEST, help="where the grid of needed-* begins"
     )
+    parser.add_argument("--largest", type=int, help="the cap of needed-*, where not the usual one")
     parser.add_argument("--states", type=int, nargs="+", default=[2, 4], help="of part em")
     parser.add_argument("--picture", action="store_true")
     parser.add_argument("--quick", action="store_true", help="tiny settings, files of their own")
     chosen = parser.parse_args()
     for part in chosen.part:
         sizes = [8] if chosen.quick else chosen.bits
-        run(part, sizes, chosen.smallest, chosen.states, chosen.quick)
+        run(part, sizes, (chosen.smallest, chosen.largest), chosen.states, chosen.quick)
     if chosen.picture:
         picture("sampled_parity_quick" if chosen.quick else "sampled_parity")
 
