@@ -203,6 +203,8 @@ def main() -> None:
     parser.add_argument("--picture", action="store_true")
     parser.add_argument("--quick", action="store_true", help="one tiny case, files of its own")
     chosen = parser.parse_args()
+    if not (chosen.part or chosen.picture):
+        parser.error("say what to run: --part PART, or --picture")
     if chosen.quick:
         chosen.budget = [50_000]
     for part in chosen.part:

@@ -155,6 +155,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--picture", action="store_true")
     chosen = parser.parse_args()
+    if not (chosen.part or chosen.picture):
+        parser.error("say what to run: --part PART, or --picture")
     for part in chosen.part:
         run(part, chosen.seed)
     if chosen.picture:

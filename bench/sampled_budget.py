@@ -73,6 +73,8 @@ def main() -> None:
     parser.add_argument("--part", choices=parts, action="append", default=[])
     parser.add_argument("--picture", action="store_true")
     chosen = parser.parse_args()
+    if not (chosen.part or chosen.picture):
+        parser.error("say what to run: --part PART, or --picture")
     for part in chosen.part:
         run(part)
     if chosen.picture:

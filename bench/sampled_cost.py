@@ -120,6 +120,8 @@ def main() -> None:
     parser.add_argument("--picture", action="store_true")
     parser.add_argument("--quick", action="store_true", help="tiny points, files of their own")
     chosen = parser.parse_args()
+    if not (chosen.case or chosen.part or chosen.picture):
+        parser.error("say what to run: --part PART, or --picture")
     if chosen.case:
         print(json.dumps(point(chosen.case)))
         return

@@ -171,6 +171,8 @@ def main() -> None:
     parser.add_argument("--picture", action="store_true")
     parser.add_argument("--quick", action="store_true", help="tiny settings, files of their own")
     chosen = parser.parse_args()
+    if not (chosen.part or chosen.picture):
+        parser.error("say what to run: --part PART, or --picture")
     for part in chosen.part:
         sizes = [8] if chosen.quick else chosen.bits
         run(part, sizes, (chosen.smallest, chosen.largest), chosen.states, chosen.quick)

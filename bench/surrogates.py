@@ -188,6 +188,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder where text is kept between runs")
     parser.add_argument("--picture", action="store_true")
     chosen = parser.parse_args()
+    if not (chosen.part or chosen.picture):
+        parser.error("say what to run: --part PART, or --picture")
     if chosen.part:
         run(chosen)
     if chosen.picture:

@@ -212,6 +212,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="learning rate, for choosing it")
     parser.add_argument("--picture", action="store_true")
     chosen = parser.parse_args()
+    if not (chosen.part or chosen.picture):
+        parser.error("say what to run: --part PART, or --picture")
     for part in chosen.part:
         run(part, chosen)
     if chosen.picture:
