@@ -36,6 +36,7 @@ from myna.learn.check import LEAST_PREFIXES, Check, check_copy, price_of_one
 from myna.learn.evidence import Evidence
 from myna.learn.hidden_start import refine_hmm
 from myna.learn.misfit import misfits
+from myna.learn.projecting import projected
 from myna.learn.refine import (
     Refined,
     clearly_better,
@@ -49,25 +50,18 @@ from myna.learn.refine import (
 from myna.learn.report import Structure
 from myna.learn.sampled_report import (
     Kind,
-    Projection,
     SampledReport,
     SampledResult,
     SampledSettings,
 )
 from myna.learn.survey import Survey
 from myna.learn.sweep import CutBasis
-from myna.lowrank.basis_sketch import basis_sketch, sampled_coefficients
-from myna.lowrank.divergence import Divergence
 from myna.lowrank.model import LowRankModel
-from myna.lowrank.projected import ProjectedModel
-from myna.lowrank.region import Box, Hull, Region, Truncate, fraction_outside
-from myna.lowrank.student import Strings, Student, stacked
+from myna.lowrank.student import Strings, stacked
 from myna.teachers.ledger import Ledger
 
 _LEAST_STRINGS = 50  # plain strings without which nothing useful can be said
 _HELD_OUT = 0.3  # of the check's tokens: whole strings; the rest are next tokens
-_TRUNCATED_AT = 2.0  # the spanner bound: exact coefficients over a spanner are no larger
-_HULL_POINTS, _FRESH_POINTS = 200, 100  # histories that make a hull, and that judge it
 _EXPLORING = 1_000_000  # tokens of evidence that refine a copy which is only to be checked
 _GROWING = 2_000_000  # the same where the rank is chosen; the chosen one goes on over all
 _START = 200_000  # the same where the copy is only the start of a hidden Markov student,
@@ -78,8 +72,6 @@ _NEW_WORDS = 2  # contradicted prefixes whose suffixes become futures in a round
 _MORE = 2  # dimensions tried at a time beyond the test's rank
 _LEAST_HORIZON = 8  # tokens from which one basis for all cuts is tried beside
 _POOLED = 0.05  # share of the budget for that table
-_STATIONARY_TOKENS = 20  # lengths of histories in a stationary hull
-_SKETCH_EACH, _SKETCH_TOKENS = 16, 3  # futures a basis history, tokens a future
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +120,7 @@ def learn_sampled(
         model = run.hidden(model)
         stages = (*stages, ("hidden Markov", held_out_nats(model, run.held_out)))
         check = run.check(model)
-    student, outside = _projected(model, settings.projection, generator)
+    student, outside = projected(model, settings.projection, generator)
     total = ledger.total()
     report = SampledReport(
         reason=_reason(check),
@@ -393,42 +385,3 @@ def _reason(check: Check) -> str:
         f"no contradiction at {report.prefixes:,} fresh prefixes with {report.draws} next tokens "
         f"each; KL about {report.kl_nats:.3g} nats a string (standard error {report.standard_error:.2g})"
     )
-
-
-def _projected(
-    model: LowRankModel, projection: Projection, generator: torch.Generator
-) -> tuple[Student, float | None]:
-    """The student that projects, and the share of fresh histories outside K."""
-    if projection is Projection.NONE:
-        return model, None
-    points, fresh = (_points(model, count, generator) for count in (_HULL_POINTS, _FRESH_POINTS))
-    regions, outside = [], []
-    for cut in range(len(model.steps)):
-        region = _region(model, cut, projection, points[cut], generator)
-        regions.append(region)
-        outside.append(fraction_outside(region, fresh[cut]))
-    return ProjectedModel.of(model, tuple(regions), Divergence.KL), sum(outside) / len(outside)
-
-
-def _points(
-    model: LowRankModel, count: int, generator: torch.Generator
-) -> tuple[torch.Tensor, ...]:
-    """Coefficients of drawn histories at each stored step; at all lengths where there is one."""
-    if len(model.steps) > 1:
-        return sampled_coefficients(model, count, len(model.steps), generator)
-    length = min(_STATIONARY_TOKENS, model.spec.horizon or _STATIONARY_TOKENS)
-    each = sampled_coefficients(model, max(2, count // length), length, generator)
-    return (torch.cat(each),)
-
-
-def _region(
-    model: LowRankModel,
-    cut: int,
-    projection: Projection,
-    points: torch.Tensor,
-    generator: torch.Generator,
-) -> Region:
-    if projection is Projection.TRUNCATE:
-        return Truncate(_TRUNCATED_AT)
-    sketch = basis_sketch(model, cut, _SKETCH_EACH, _SKETCH_TOKENS, generator)
-    return Box.around(points, sketch) if projection is Projection.BOX else Hull(points, sketch)
