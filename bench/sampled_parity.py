@@ -2,6 +2,7 @@
 
     python bench/sampled_parity.py --part ours|em|spectral|needed-ours|needed-em|needed-spectral
         [--bits 8 12 16 20 24] [--smallest 15625] [--largest 4000000] [--states 2 4]
+        [--iterations 2000]
     python bench/sampled_parity.py --picture
 
 Claim under test: at 2M sampled tokens (16 bits, noise .1) ten of ten secrets are learned to
@@ -16,6 +17,7 @@ side by side; each keeps its own JSON.
 """
 
 import argparse
+import dataclasses
 import time
 
 import altair as alt
@@ -32,7 +34,7 @@ from myna.teachers.ledger import Ledger
 from myna.teachers.stepped import SteppedTeacher
 from myna.teachers.zoo import Parity
 
-_SMALLEST = 15_625
+_SMALLEST, _ITERATIONS = 15_625, 2_000
 _NEEDED, _AT_MOST = 0.1, {"ours": 4_000_000, "em": 1_000_000, "spectral": 4_000_000}
 _NOTE = (
     "seeds: 10 of ours and of the spectral learner, 3 of Baum-Welch (slow), at 16 bits and 2M "
@@ -40,7 +42,13 @@ _NOTE = (
     "Baum-Welch stops when an iteration gains less than 1e-10 nats a token, or at 2,000 "
     "iterations: each start tells which"
 )
-_EM = EmSettings(Structure.TIME_VARYING, True, restarts=2, tolerance_nats=1e-10)
+_EM = EmSettings(
+    Structure.TIME_VARYING,
+    True,
+    restarts=2,
+    tolerance_nats=1e-10,
+    max_iterations=_ITERATIONS,
+)
 
 
 def variation(teacher: SteppedTeacher, student: Student, bits: int) -> dict:
@@ -50,32 +58,41 @@ def variation(teacher: SteppedTeacher, student: Student, bits: int) -> dict:
     return {**fresh_variation(teacher, student, 20_000), "enumerated": False}
 
 
-def one(learner: str, bits: int, budget: int, seed: int, states: int = 0) -> dict:
+def one(
+    learner: str, bits: int, budget: int, seed: int, states: int = 0, settings: EmSettings = _EM
+) -> dict:
     """One run of one learner; without a student TV is that of knowing nothing: 1."""
     teacher = Parity(bits=bits, seed=seed).teacher()
     started = time.perf_counter()
     if learner == "ours":
         student, told = ours(teacher, budget, seed)
     elif learner == "em":
-        student, told = em(teacher, plain(teacher, budget, seed), states, _EM, seed)
+        student, told = em(teacher, plain(teacher, budget, seed), states, settings, seed)
     else:
         evidence = plain(teacher, budget, seed)
         student, told = spectral(teacher, evidence, Structure.TIME_VARYING, seed)
     seconds = time.perf_counter() - started
     name = f"em, squared, {states} states" if learner == "em" else learner
+    if settings.max_iterations != _ITERATIONS:
+        name += f", {settings.max_iterations:,} iterations"
     row = {"learner": name, "bits": bits, "budget": budget, "seed": seed}
     far = variation(teacher, student, bits) if student else {"total_variation": 1.0}
     return {**row, **far, **told, "learning_seconds": seconds}
 
 
 def needed(
-    rows: Rows, learner: str, sizes: list[int], grid: tuple[int, int], states: int = 0
+    rows: Rows,
+    learner: str,
+    sizes: list[int],
+    grid: tuple[int, int],
+    states: int = 0,
+    settings: EmSettings = _EM,
 ) -> None:
     """Walk the grid upwards for each size, all three seeds at every budget."""
     for bits in sizes:
         budget, cap = grid
         while budget <= cap:
-            found = [one(learner, bits, budget, seed, states) for seed in range(3)]
+            found = [one(learner, bits, budget, seed, states, settings) for seed in range(3)]
             for row in found:
                 rows.add({"needed": True, **row})
             if all(row["total_variation"] <= _NEEDED for row in found):
@@ -83,24 +100,28 @@ def needed(
             budget *= 2
 
 
-def run(
-    part: str, sizes: list[int], grid: tuple[int, int | None], states_of_em: list[int], quick: bool
-) -> None:
-    smallest, largest = grid
-    grown = [smallest] if smallest != _SMALLEST else []
-    numbers = [*sizes, *grown] if part.startswith("needed-") else states_of_em * (part == "em")
+def run(part: str, chosen: argparse.Namespace) -> None:
+    learner, quick = part.removeprefix("needed-"), chosen.quick
+    sizes = [8] if quick else chosen.bits
+    changed = [
+        value
+        for value, usual in ((chosen.smallest, _SMALLEST), (chosen.iterations, _ITERATIONS))
+        if value != usual
+    ]
+    numbers = [*sizes, *changed] if part.startswith("needed-") else chosen.states * (part == "em")
     mark = "".join(f"-{number}" for number in numbers)
     rows = Rows(f"sampled_parity{'_quick' if quick else ''}.{part}{mark}", _NOTE)
-    learner = part.removeprefix("needed-")
-    choices = states_of_em if part == "em" else (4,) if learner == "em" else (0,)
+    settings = dataclasses.replace(_EM, max_iterations=chosen.iterations)
+    choices = chosen.states if part == "em" else (4,) if learner == "em" else (0,)
     for states in choices:
         if part.startswith("needed-"):
-            cap = 31_250 if quick else largest or _AT_MOST[learner]
-            needed(rows, learner, sizes, (smallest, cap), states)
+            cap = 31_250 if quick else chosen.largest or _AT_MOST[learner]
+            needed(rows, learner, sizes, (chosen.smallest, cap), states, settings)
         else:
             bits, budget = (8, 100_000) if quick else (16, 2_000_000)
             for seed in range(1 if quick else 3 if learner == "em" else 10):
-                rows.add({"needed": False, **one(learner, bits, budget, seed, states)})
+                found = one(learner, bits, budget, seed, states, settings)
+                rows.add({"needed": False, **found})
 
 
 def summary(rows: list[dict]) -> list[dict]:
@@ -168,14 +189,16 @@ def main() -> None:
     )
     parser.add_argument("--largest", type=int, help="the cap of needed-*, where not the usual one")
     parser.add_argument("--states", type=int, nargs="+", default=[2, 4], help="of part em")
+    parser.add_argument(
+        "--iterations", type=int, default=_ITERATIONS, help="of Baum-Welch at most, a start"
+    )
     parser.add_argument("--picture", action="store_true")
     parser.add_argument("--quick", action="store_true", help="tiny settings, files of their own")
     chosen = parser.parse_args()
     if not (chosen.part or chosen.picture):
         parser.error("say what to run: --part PART, or --picture")
     for part in chosen.part:
-        sizes = [8] if chosen.quick else chosen.bits
-        run(part, sizes, (chosen.smallest, chosen.largest), chosen.states, chosen.quick)
+        run(part, chosen)
     if chosen.picture:
         picture("sampled_parity_quick" if chosen.quick else "sampled_parity")
 
