@@ -73,6 +73,15 @@ def test_the_most_likely_token_alone_gives_logits_to_a_tolerance(logits, toleran
     assert api.requests == requests_by_argmax(len(logits), tolerance)
 
 
+@pytest.mark.parametrize(("read", "k"), [(by_reference, 2), (by_top_one, 1), (by_argmax, 0)])
+def test_every_reader_uses_all_the_bias_there_is(read, k):
+    near, far = OneLaw([0.0, -1.0, -127.0]), OneLaw([0.0, -1.0, -150.0])
+    found = centred(read(BiasedApi(near, k), EMPTY))
+    torch.testing.assert_close(found, centred(near.laws(EMPTY)), atol=1e-6, rtol=0)
+    with pytest.raises(InputError, match="a bias of 128 nats does not bring"):
+        read(BiasedApi(far, k), EMPTY)
+
+
 def test_without_a_reference_digits_are_lost_where_the_group_takes_all_mass():
     model = OneLaw([5.0, 4.0, 1.0, 0.0, -2.0, -3.0])
     errors = {}
@@ -92,6 +101,10 @@ def test_what_an_api_cannot_show_is_said():
         by_reference(BiasedApi(zero, 2), EMPTY)
     with pytest.raises(InputError, match="does not bring token 2 up"):
         by_top_one(BiasedApi(zero, 1), EMPTY)
+    with pytest.raises(InputError, match="does not bring token 2 up"):
+        by_argmax(BiasedApi(zero, 0), EMPTY)
+    with pytest.raises(InputError, match="k = 0"):
+        by_top_one(BiasedApi(zero, 0), EMPTY)
     with pytest.raises(InputError, match="must be positive"):
         by_argmax(BiasedApi(zero, 0), EMPTY, 0.0)
     with pytest.raises(InputError, match=r"shows 0\.\.3 tokens"):

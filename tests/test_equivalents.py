@@ -126,3 +126,23 @@ def test_random_models_read_from_exact_access_are_the_only_ones(seed):
 
 def truth(teacher):
     return teacher.initial_law, teacher.transition[0], teacher.emission[0]
+
+
+def test_short_strings_prove_nothing():
+    """Two models with equal laws up to the horizon of 2: neither is the only one; at 3 each is."""
+    moves, emits = table([0.7, 0.3], [0.2, 0.8]), table([0.8, 0.2], [0.3, 0.7])
+    pairs = emits.T @ torch.diag(table(0.5, 0.5)) @ moves @ emits  # P(x1, x2)
+    others = table([0.82, 0.18], [0.28, 0.72])
+    joint = torch.linalg.inv(others.T) @ pairs @ torch.linalg.inv(others)
+    start, moved = joint.sum(1), joint / joint.sum(1, keepdim=True)
+    for horizon, proved in ((1, False), (2, False), (3, True), (None, True)):
+        models = [
+            model_of([0.5, 0.5], moves, emits, horizon),
+            model_of(start.tolist(), moved, others, horizon),
+        ]
+        whole = every(2, horizon or 4)
+        gap = (models[0].score(whole).exp() - models[1].score(whole).exp()).abs().max()
+        assert (float(gap) > 1e-4) == proved
+        for found in map(uniqueness, models):
+            assert found.unique == proved
+            assert proved or (found.free is None and "strings of" in found.why)

@@ -87,6 +87,27 @@ def test_any_constant_added_to_logits_changes_nothing(rank, seed, shift):
     assert width_of(centred(laws)).hidden_width == rank
 
 
+def test_uniform_and_constant_laws_say_nothing_of_a_normalisation():
+    uniform = width_of(centred(torch.zeros(10, 5).double().log_softmax(1)))
+    assert (uniform.hidden_width, uniform.at_least, uniform.mean_removed) == (None, 0, None)
+    assert "uniform" in uniform.reason and uniform.gap == 1
+    row = torch.tensor([[0.5, -0.2, 0.1, -0.4]]).double()
+    constant = width_of(row.expand(10, 4))
+    assert (constant.hidden_width, constant.mean_removed) == (1, None)
+    assert "one law" in constant.reason
+
+
+def test_a_width_under_noise_is_no_bound_beyond_it():
+    random = torch.Generator().manual_seed(0)
+    left, right, noise = (
+        torch.randn(s, generator=random).double() for s in ((71, 8), (8, 40), (71, 40))
+    )
+    logits = centred((left @ right + 0.05 * noise).log_softmax(1))
+    found = width_of(logits)
+    assert found.hidden_width is None and 10 < found.gap < 100
+    assert found.at_least == 8 and "place 8" in found.reason
+
+
 def test_laws_with_zeros_and_small_alphabets_are_refused():
     with pytest.raises(InputError, match="gives token 2 probability zero"):
         centred(torch.tensor([[0.5, 0.5, 0.0]]).double().log())

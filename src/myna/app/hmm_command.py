@@ -19,7 +19,7 @@ from myna.app.picture import write_picture
 from myna.errors import InputError
 from myna.learn.hmm_recovery import Recovery, drawn_evidence, recover_hmm, whole_strings
 from myna.learn.recorded import recorded_evidence
-from myna.lowrank.equivalents import Uniqueness, process_rank, uniqueness
+from myna.lowrank.equivalents import Uniqueness, process_rank, undecided, uniqueness
 from myna.lowrank.hidden import HiddenForm, hidden_form
 from myna.lowrank.model import LowRankModel
 from myna.teachers.npz import write_hmm
@@ -108,8 +108,10 @@ def _form(copy: LowRankModel, states: int | None, tolerance: float, seed: int) -
         return form
     least = process_rank(copy)
     if states < least:
-        why = f"no hidden Markov model with {states} states: the futures of the copy have rank {least}"
-        return HiddenForm(None, float("inf"), f"{why}; {finding}", True)
+        short = undecided(copy)
+        why = f"the futures of the copy have rank {least}" + (f"; {short}" if short else "")
+        none = f"no hidden Markov model with {states} states" + (" was found" if short else "")
+        return HiddenForm(None, float("inf"), f"{none}: {why}; {finding}", short is None)
     why = f"diagonalisation finds as many states as the rank, {rank}, and {states} were asked for"
     return HiddenForm(None, float("inf"), f"{why}; {finding}")
 

@@ -116,12 +116,12 @@ def _shown(
         whole = torch.full_like(bias, torch.nan).scatter(1, top.tokens, top.log_probs)
         found[left] = whole[:, tokens]
         left = found.isnan().any(1).nonzero()[:, 0]
-        strength *= 2
-        if len(left) and strength > _MOST_BIAS:
+        if len(left) and strength == _MOST_BIAS:
             raise InputError(
                 f"a bias of {_MOST_BIAS:g} nats does not bring every token among the {api.k} shown: "
                 "some have probability zero, or the API ignores the bias"
             )
+        strength = min(2 * strength, _MOST_BIAS)
     return found
 
 
@@ -145,7 +145,12 @@ def by_top_one(api: BiasedApi, prefixes: Prefixes) -> Float[Tensor, "batch token
     """Laws (nats) from the one token shown: each brought up by a bias of its own.
 
     The bias is raised by 2 nats until the token shows, so 1 - p' keeps its digits.
+
+    Raises:
+        InputError: where k < 1, or a bias of 128 nats does not bring a token up.
     """
+    if api.k < 1:
+        raise InputError(f"the top token must be shown, got an API with k = {api.k}")
     size = api.spec.num_tokens
     found = torch.full((len(prefixes.lengths), size), torch.nan, dtype=torch.float64)
     for token in range(size):
@@ -170,7 +175,8 @@ def by_argmax(
     """Laws (nats) to a tolerance in each logit, from the most likely token alone.
 
     Raises:
-        InputError: a tolerance that is not positive.
+        InputError: a tolerance that is not positive, or a token that a bias of 128 nats does
+            not bring up.
     """
     if tolerance <= 0:
         raise InputError(f"the tolerance must be positive, got {tolerance}")
@@ -187,8 +193,24 @@ def by_argmax(
             bias[:, token] = middle
             up = api.most_likely(prefixes.take(other), bias[other]) == token
             high[other[up]], low[other[~up]] = middle[other[up]], middle[other[~up]]
+        _refuse_out_of_reach(api, prefixes, token, other[high[other] == _MOST_BIAS])
         differences[other, token] = -(low + high)[other] / 2
     return differences.log_softmax(1)
+
+
+def _refuse_out_of_reach(
+    api: BiasedApi, prefixes: Prefixes, token: int, rows: Int[Tensor, " row"]
+) -> None:
+    """Bisection that never saw the token asks once more, with all the bias there is."""
+    if not len(rows):
+        return
+    bias = torch.zeros((len(rows), api.spec.num_tokens), dtype=torch.float64)
+    bias[:, token] = _MOST_BIAS
+    if bool((api.most_likely(prefixes.take(rows), bias) != token).any()):
+        raise InputError(
+            f"a bias of {_MOST_BIAS:g} nats does not bring token {token} up: it may have "
+            "probability zero, or the API ignores the bias"
+        )
 
 
 def requests_by_reference(num_tokens: int, k: int) -> int:

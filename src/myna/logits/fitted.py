@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import InputError
+from myna.evaluate.between import DivergenceRate, rate_of
 from myna.logits.affine import AffineNetwork
 from myna.logits.network_start import random_start, spectral_start
 from myna.logits.text_laws import TextLaws, text_laws
@@ -36,6 +37,7 @@ from myna.teachers.ledger import Ledger
 _HELD_OUT, _MOST_HELD_OUT = 0.05, 40_000  # a share of the laws, and no more than so many
 _START, _MOST_START = 0.1, 20_000
 _CLIP = 1.0
+_NORMAL = 1.96  # 95% of a normal law lies within so many standard deviations
 _BETAS = (0.9, 0.99)
 _WARM = 0.02  # of the steps
 
@@ -165,20 +167,19 @@ def fit_network(
     kept = min(int(settings.laws * _HELD_OUT), _MOST_HELD_OUT)
     data = text_laws(ledger.laws("learn"), settings.laws - kept - begun, length)
     fresh = text_laws(ledger.laws("held out"), kept, length)
-    before = divergences(network, fresh)
+    before = divergence(network, fresh)
     epochs = _fit(network, data, settings, generator, lambda done, kl: tell("fit", done, kl))
-    each = divergences(network, fresh)
-    half = 1.96 * float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else math.inf
+    after = divergence(network, fresh)
     student = network.exported(ledger.spec)
     report = FitReport(
         reason=(
-            f"on {len(each):,} fresh strings the copy is {float(each.mean()):.4f} nats a token "
-            f"from its teacher, +- {half:.4f}"
+            f"on {after.strings:,} fresh strings the copy is {after.mean:.4f} nats a token "
+            f"from its teacher, +- {after.half_width:.4f}"
         ),
         fitted_kl=tuple(epochs),
-        start_kl=float(before.mean()),
-        held_out_kl=float(each.mean()),
-        half_width=half,
+        start_kl=before.mean,
+        held_out_kl=after.mean,
+        half_width=after.half_width,
         laws=data.total,
         held_out_laws=fresh.total,
         largest_norm=network.largest_norm(),
@@ -197,15 +198,14 @@ def _length(spec: Spec, settings: FitSettings) -> int:
     return length
 
 
-def divergences(network: AffineNetwork, data: TextLaws) -> Float[Tensor, " string"]:
-    """Mean KL(P || Q) a token of each string, nats."""
+def divergence(network: AffineNetwork, data: TextLaws) -> DivergenceRate:
+    """KL(P || Q) a token, nats, with a 95% interval over strings: every law weighs the same."""
     found = []
     with torch.no_grad():
         for rows in torch.arange(len(data.tokens)).split(256):
             each, _ = _kl(network, network.initial(len(rows)), data, rows, slice(None))
             found.append(each.sum(1))
-    lengths = (data.tokens >= 0).sum(1)
-    return torch.cat(found).double() / lengths
+    return rate_of(torch.cat(found).double(), (data.tokens >= 0).sum(1), _NORMAL)
 
 
 def _kl(

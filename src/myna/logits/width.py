@@ -7,6 +7,8 @@ A model that ends in logits = W u(x), u(x) in R^d the normalised hidden state, W
 so singular values of many rows fall to the rounding of the arithmetic after the d-th. The
 width is where they fall most, if they fall by a factor _LEAST_GAP; otherwise only a lower
 bound is known: of O tokens one direction is lost to centring, so d >= O - 1 cannot be told.
+A smaller fall, of _UNCLEAR_GAP or more, may be a width under laws that were rounded: then the
+bound is its place.
 
 What the final normalisation does shows in the rows less their mean:
 
@@ -32,6 +34,8 @@ from myna.teachers.ledger import LawsView
 from myna.teachers.prefixes import Prefixes
 
 _LEAST_GAP = 100.0  # factor between neighbours: natural spectra fall by far less
+_UNCLEAR_GAP = 10.0  # a fall between the two may be a width under rounded or noisy laws
+_NOTHING = 1e-10  # nats: rounding of a uniform law
 _MARGIN = 32  # rows more than the alphabet's dimensions, unless said
 _MOST_ROWS = 2048  # unless said
 _LONGEST = 16  # tokens of a history that is drawn here
@@ -42,9 +46,11 @@ class Width:
     """What next-token laws say of a hidden width.
 
     hidden_width: d = the place of the largest gap, None where no gap is large enough
-    at_least: d where it is known, else min(rows, tokens - 1)
-    gap: s_d / s_d+1, the largest ratio of neighbours
-    mean_removed: whether rows less their mean have one dimension fewer; None without a width
+    at_least: d where it is known, the place of an unclear gap where there is one, else
+        min(rows, tokens - 1); 0 where all laws are uniform
+    gap: s_d / s_d+1, the largest ratio of neighbours; 1 where all are zero
+    mean_removed: whether rows less their mean have one dimension fewer; None without a width,
+        or where all rows are alike
     rows, tokens: the shape of the matrix of centred logits
     singular_values: s_1 .. s_min(rows, tokens - 1), nats
     queries: next-token queries that this took
@@ -93,39 +99,57 @@ def width_of(logits: Float[Tensor, "history token"], queries: int = 0) -> Width:
     values = torch.linalg.svdvals(logits)[: tokens - 1]
     place, gap = _largest_gap(values)
     shown = tuple(values.tolist())
-    if gap < _LEAST_GAP:
-        least = min(rows, tokens - 1)
-        seen = (
-            f"an alphabet of {tokens} shows widths below {tokens - 1}"
-            if rows >= tokens - 1
-            else f"{rows} histories show widths below {rows}; ask for more"
-        )
+    known = None if gap < _LEAST_GAP else place
+    if not place:
+        least, removed = 0, None
+        reason = "all laws are uniform, to the last digits: nothing of a width shows"
+    elif known is None:
+        least, removed = (place if gap >= _UNCLEAR_GAP else min(rows, tokens - 1)), None
+        reason = _without_width(rows, tokens, place, gap)
+    else:
+        # Against the level of the gap: what is left of a direction is rounding, or is not.
+        level = (values[place - 1] * values[place]).sqrt()
+        left = int((torch.linalg.svdvals(logits - logits.mean(0)) > level).sum())
+        least, removed = place, left < place if left else None
         reason = (
-            f"no gap: neighbouring singular values differ by {gap:.3g} times at most, and a width "
-            f"would show as {_LEAST_GAP:g} or more; {seen}"
+            f"singular value {place} is {values[place - 1]:.3g} and the next {values[place]:.3g}, "
+            f"{gap:.3g} times less; {_normalisation(removed, place)}"
         )
-        return Width(None, least, gap, None, rows, tokens, shown, queries, reason)
-    # Against the level of the gap: what is left of a direction is rounding, or is not.
-    level = (values[place - 1] * values[place]).sqrt()
-    left = int((torch.linalg.svdvals(logits - logits.mean(0)) > level).sum())
-    removed = left < place
-    norm = (
-        "the final normalisation removes the mean (LayerNorm)"
-        if removed
-        else "the final normalisation removes no mean (RMSNorm), or removes it and adds no bias: "
+    return Width(known, least, gap, removed, rows, tokens, shown, queries, reason)
+
+
+def _without_width(rows: int, tokens: int, place: int, gap: float) -> str:
+    """Why no width is told."""
+    if gap >= _UNCLEAR_GAP:
+        seen = f"this is at place {place}, a width where the laws are rounded or noisy"
+    elif rows >= tokens - 1:
+        seen = f"an alphabet of {tokens} shows widths below {tokens - 1}"
+    else:
+        seen = f"{rows} histories show widths below {rows}; ask for more"
+    return (
+        f"no gap: neighbouring singular values differ by {gap:.3g} times at most, and a width "
+        f"would show as {_LEAST_GAP:g} or more; {seen}"
+    )
+
+
+def _normalisation(removed: bool | None, place: int) -> str:
+    """What the rows less their mean say of the final normalisation."""
+    if removed is None:
+        return "all histories have one law, which says nothing of the final normalisation"
+    if removed:
+        return "the final normalisation removes the mean (LayerNorm)"
+    return (
+        "the final normalisation removes no mean (RMSNorm), or removes it and adds no bias: "
         f"then the width is {place + 1}"
     )
-    reason = (
-        f"singular value {place} is {values[place - 1]:.3g} and the next {values[place]:.3g}, "
-        f"{gap:.3g} times less; {norm}"
-    )
-    return Width(place, place, gap, removed, rows, tokens, shown, queries, reason)
 
 
 def _largest_gap(values: Float[Tensor, " place"]) -> tuple[int, float]:
     """How many values stand before the largest ratio of neighbours, and that ratio."""
+    if not len(values) or float(values[0]) < _NOTHING:
+        return 0, 1.0
     if len(values) < 2:
-        return len(values), 1.0
+        return 1, 1.0
     floor = values[0] * torch.finfo(values.dtype).eps  # below it nothing is measured
     kept = values.clamp(min=float(floor))
     ratios = kept[:-1] / kept[1:]

@@ -12,7 +12,9 @@ common eigenvectors to common eigenvectors:
   sum to one, a family of sum k (k - 1) dimensions. Of it those count for which pi M and
   M^-1 T M have no negative entry.
 
-Where T is singular or the model not minimal this says nothing, and neither do we. We differ from
+Where T is singular or the model not minimal this says nothing, and neither do we. With a horizon
+of H tokens the laws of longer strings are nobody's: the A_o are fixed by strings alone only where
+histories of t tokens and futures of s tokens reach rank r and t + 1 + s <= H. We differ from
 the source in asking for the operators themselves, whose products are known from strings alone,
 and in giving a second model as a witness where there is one.
 """
@@ -40,7 +42,7 @@ _STARTS, _ITERATIONS = 20, 200  # of the search for a member without negative en
 class Uniqueness:
     """Whether a hidden Markov model is the only one of its size with its laws.
 
-    unique: proved to be, up to the order of its states
+    unique: proved to be, up to the order of its states, by strings up to the horizon
     free: dimension of the family that M ranges over; 0 where unique, None where not known
     other: a different model of the same size with equal laws, where one was found
     why: one sentence
@@ -67,6 +69,9 @@ def uniqueness(model: LowRankModel) -> Uniqueness:
         )
     step, moves = model.steps[0], model.transitions[0]
     rank = process_rank(model)
+    short = undecided(model)
+    if short is not None:
+        return Uniqueness(False, None, None, short)
     if rank < step.rank:
         why = f"rank {rank} needs no {step.rank} states, so other models may have the same laws"
         return Uniqueness(False, None, None, why)
@@ -104,26 +109,49 @@ def process_rank(model: LowRankModel) -> int:
 
     The span of first A_w over all words w, against the span of A_w 1.
     """
-    operators = model.steps[0].operators
-    histories = _closure(model.first[None], operators)
-    ones = operators.new_ones((1, operators.shape[1]))
-    futures = _closure(ones, operators.transpose(1, 2))
+    histories, futures, _ = _closures(model)
     values = torch.linalg.svdvals(histories @ futures.T)
     return int((values > _SMALL * values[0]).sum())
 
 
+def undecided(model: LowRankModel) -> str | None:
+    """Why strings up to the horizon do not fix the operators; None where they do.
+
+    A sentence, for a stationary model.
+    """
+    *_, tokens = _closures(model)
+    horizon = model.spec.horizon
+    if horizon is None or tokens <= horizon:
+        return None
+    return (
+        f"strings of {horizon} tokens, the horizon, do not tell all models apart; those of {tokens} "
+        "would, so nothing is proved"
+    )
+
+
+def _closures(
+    model: LowRankModel,
+) -> tuple[Float[Tensor, "history rank"], Float[Tensor, "future rank"], int]:
+    """Spans of histories and of futures, and the tokens of a string that shows both and one between."""
+    operators = model.steps[0].operators
+    histories, before = _closure(model.first[None], operators)
+    ones = operators.new_ones((1, operators.shape[1]))
+    futures, after = _closure(ones, operators.transpose(1, 2))
+    return histories, futures, before + 1 + after
+
+
 def _closure(
     rows: Float[Tensor, "some rank"], operators: Float[Tensor, "token rank rank"]
-) -> Float[Tensor, "dimension rank"]:
-    """Orthonormal rows that span all rows times products of operators."""
-    span = rows / rows.norm()
+) -> tuple[Float[Tensor, "dimension rank"], int]:
+    """Orthonormal rows that span all rows times products of operators, and the longest product."""
+    span, length = rows / rows.norm(), 0
     while True:
         further = torch.einsum("ki,oij->okj", span, operators).flatten(0, 1)
         _, values, vectors = torch.linalg.svd(torch.cat([span, further]), full_matrices=False)
         found = vectors[values > _SMALL * values[0]]
         if len(found) <= len(span):
-            return span
-        span = found
+            return span, length
+        span, length = found, length + 1
 
 
 def _witness(

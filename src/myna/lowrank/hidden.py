@@ -33,6 +33,7 @@ from myna.lowrank.equivalents import (
     hidden_model,
     nonnegative_member,
     process_rank,
+    undecided,
 )
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.step import Step
@@ -49,7 +50,7 @@ class HiddenForm:
         negative parts that were set to zero; inf where it could not be computed
     reason: one sentence
     excluded: no hidden Markov model with as many states as the student's rank has its laws (to
-        the tolerance, at every length), and none with fewer; false where not decided
+        the tolerance), and none with fewer; false where not decided, as where the horizon is short
     """
 
     model: LowRankModel | None
@@ -138,6 +139,10 @@ def _refused(model: LowRankModel, residual: float, why: str, alike: bool) -> Hid
             f"no hidden Markov model with {states} states was found ({why}); the student's futures "
             f"have rank {rank} only, so one of another form may exist"
         )
+        return HiddenForm(None, residual, reason)
+    short = undecided(model)
+    if short is not None:
+        reason = f"no hidden Markov model with {states} states was found ({why}); {short}"
         return HiddenForm(None, residual, reason)
     return HiddenForm(
         None, residual, f"no hidden Markov model with {states} states or fewer fits: {why}", True
