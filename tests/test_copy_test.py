@@ -85,6 +85,13 @@ def test_the_bound_is_met_by_a_copy_of_the_identity():
     assert variation == pytest.approx(found.least_variation(2)) == pytest.approx(0.3)
 
 
+def test_a_tie_is_no_repetition():
+    impossible = judged([(0,), (1,)], torch.full((2, 2), -torch.inf).double(), 0)
+    assert impossible.first == impossible.repeated == 0
+    tied = judged([(0,), (1,)], torch.tensor([[0.5, 0.5], [0.1, 0.9]]).double().log(), 0)
+    assert tied.first == 0.5
+
+
 def test_impossible_words_are_not_asked_about():
     ledger = Ledger(open_teacher("zoo:copy?n=2&k=2"))
     block = log_block(ledger.laws("t"), [(0, 1)], [(0, 1), (1, 0)])

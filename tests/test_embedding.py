@@ -55,6 +55,13 @@ def test_histories_of_one_state_are_nearest():
     assert points[3]["text"] == "0011" and len(points[3]["nearest"]) == 3
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_directions_beyond_the_rank_have_no_coordinates(power):
+    rows = torch.randn((10, 3), generator=torch.Generator().manual_seed(0)).double()
+    found = embed(rows @ rows.T, 10, power).coordinates.norm(dim=0)
+    assert bool((found[:3] > 0.1).all()) and not bool(found[3:].any())
+
+
 def test_impossible_sizes_are_refused():
     with pytest.raises(InputError, match=r"1\.\.3"):
         embed(torch.eye(3).double(), 4)

@@ -101,6 +101,9 @@ def test_the_copy_is_a_distribution_that_scores_what_it_samples(network):
     every = torch.cartesian_prod(*[torch.arange(4)] * 3).tolist()
     scores = student.score(strings(every))
     assert float(scores.exp().sum()) == pytest.approx(1.0)
+    nobody = student.initial(0)
+    nobody, _ = student.step(nobody, torch.zeros(0, dtype=torch.int64))
+    assert student.law(nobody).shape == (0, 4)
     drawn = student.sample(4000, torch.Generator().manual_seed(1)).tokens
     index = (drawn * torch.tensor([16, 4, 1])).sum(1)
     shares = torch.bincount(index, minlength=64) / 4000

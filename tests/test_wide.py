@@ -97,6 +97,10 @@ def test_children_beyond_the_first_histories_join_the_basis():
 def test_refusals():
     with pytest.raises(InputError, match="stop token"):
         learned(stopping())
+    with pytest.raises(InputError, match="floor"):
+        WideSettings(floor=2.0)
+    with pytest.raises(InputError, match="max_parts"):
+        WideSettings(max_parts=0)
     with pytest.raises(InputError, match="tolerance"):
         WideSettings(tolerance=0.0)
     with pytest.raises(InputError, match="at least 2"):

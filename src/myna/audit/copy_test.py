@@ -111,6 +111,7 @@ def judged(
     energy = (values**2).cumsum(0) / (values**2).sum()
     rows = probs / probs.sum(1, keepdim=True).clamp(min=torch.finfo(probs.dtype).tiny)
     identity = torch.eye(len(words), dtype=probs.dtype)
+    others = block.masked_fill(identity.bool(), -torch.inf)
     logs = None
     if not bool(block.isneginf().any()):
         double = block - block.mean(0) - block.mean(1, keepdim=True) + block.mean()
@@ -124,7 +125,7 @@ def judged(
         log_singular_values=logs,
         repeated=float(probs.diagonal().mean()),
         chosen=float(rows.diagonal().mean()),
-        first=float((block.argmax(1) == torch.arange(len(words))).double().mean()),
+        first=float((block.diagonal() > others.amax(1)).double().mean()),
         identity_distance=float((rows - identity).norm() / identity.norm()),
         queries=queries,
     )

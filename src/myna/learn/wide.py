@@ -87,6 +87,10 @@ class WideSettings:
             )
         if not 0 < self.tolerance < 1:
             raise InputError(f"the tolerance must lie between 0 and 1, got {self.tolerance}")
+        if not 0 <= self.floor < 1:
+            raise InputError(f"a floor lies in [0, 1), got {self.floor}")
+        if self.max_parts is not None and self.max_parts < 1:
+            raise InputError(f"max_parts must be at least 1, or None, got {self.max_parts}")
 
 
 @dataclasses.dataclass(frozen=True)

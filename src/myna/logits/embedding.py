@@ -20,6 +20,8 @@ from torch import Tensor
 
 from myna.errors import InputError
 
+_ROUNDING = 1e-12  # of the largest eigenvalue: what is below is no direction
+
 
 class Embedding(NamedTuple):
     """Coordinates of histories.
@@ -49,6 +51,7 @@ def embed(
     values, vectors = torch.linalg.eigh(rows - rows.mean(1, keepdim=True))
     values = values.clamp(min=0).flip(0)
     kept = values[:dimension].sqrt() ** power
+    kept[values[:dimension] <= _ROUNDING * values[0]] = 0.0  # also where p is 0
     total = float(values.sum())
     share = float(values[:dimension].sum()) / total if total > 0 else 1.0
     return Embedding(vectors.flip(1)[:, :dimension] * kept, share)

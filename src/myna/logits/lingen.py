@@ -160,8 +160,10 @@ class CombinedHistories(Stepped):
         """Log-probabilities (nats): each distinct row asks every history once."""
         lengths = torch.full((len(state.vector),), state.position)
         vector = state.vector.long()
+        if not len(vector):
+            return state.vector.new_zeros((0, self.spec.num_tokens))
         distinct, place = vector[:1], torch.zeros_like(lengths)
-        if state.position and len(vector):
+        if state.position:
             distinct, place = torch.unique(vector, dim=0, return_inverse=True)
         words = Prefixes(distinct, lengths[: len(distinct)])
         laws = centred(self._teacher.laws(self._histories.extended(words)))
