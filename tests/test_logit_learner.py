@@ -156,6 +156,23 @@ def test_one_basis_for_all_cuts():
     assert float(gap) < 1e-9
 
 
+@pytest.mark.parametrize("seed", [1, 5, 8])
+def test_one_basis_is_found_among_histories_with_room_for_children(seed):
+    """Histories of two tokens and words of two have all six dimensions; longer ones do not fit."""
+    teacher = RandomIsan(dim=6, symbols=3, horizon=6, varying=False, seed=seed).teacher()
+    found = learn(teacher, stationary=True, verify_histories=200)
+    assert found.report.outcome is LogitOutcome.VERIFIED and found.report.ranks == (6,)
+    assert worst_score(teacher, found.student) < 1e-9
+
+
+def test_a_horizon_too_short_for_one_basis_is_refused():
+    for horizon in (1, 2):
+        teacher = RandomIsan(dim=6, symbols=8, horizon=horizon, varying=False).teacher()
+        needed = f"histories of {horizon} tokens followed by futures of 1, and the horizon"
+        with pytest.raises(InputError, match=needed):
+            learn(teacher, stationary=True)
+
+
 def test_a_false_claim_of_stationarity_is_caught():
     found = learn(RandomIsan(dim=3, symbols=4, horizon=9).teacher(), stationary=True, max_rank=8)
     assert found.report.outcome is not LogitOutcome.VERIFIED

@@ -72,11 +72,13 @@ def find_split(network: Isan, miss: Miss, table_at, basis_at, tolerance: float) 
 
     def worst(t: int) -> History | None:
         table, basis = table_at(t), basis_at(t)
-        truth = table.peek([string[:t]])[0]
-        explained = torch.einsum("i,iwo->wo", path[t], table.rows(basis.histories))
+        places = [j for j, word in enumerate(table.words) if table.fits(t, len(word))]
+        words = [table.words[j] for j in places]
+        truth = table.peek([string[:t]], words)[0]
+        explained = torch.einsum("i,iwo->wo", path[t], table.rows(basis.histories)[:, places])
         error = (explained - truth).abs().amax(1)
         word = int(error.argmax())
-        return table.words[word] if float(error[word]) > tolerance else None
+        return words[word] if float(error[word]) > tolerance else None
 
     low, high = 0, len(string)
     word = worst(high)
@@ -242,20 +244,43 @@ class StationaryLogits:
         self._basis = LogitBasis(((),), {}, 1.0)
 
     def close(self) -> Isan:
-        """Add children until the basis explains them all, then balance it."""
+        """Add children until the basis explains them all, then balance it.
+
+        A member's children are asked as well, so what has no room for children is only
+        explained.
+
+        Raises:
+            InputError: where a history with no room for children is not explained.
+        """
         spec = self._view.spec
-        candidates: dict[History, None] = dict.fromkeys([(), *self._sampled])
+        kept = tuple(filter(self._has_room, self._basis.histories))  # words may have grown
+        self._basis = LogitBasis(kept, {}, 1.0)
+        candidates = dict.fromkeys(filter(self._has_room, [(), *self._sampled]))
         bound = math.inf
         while True:
-            born = children(self._basis.histories, spec.num_tokens, spec.stop)
-            candidates |= dict.fromkeys(born)
             before = self._basis.histories
-            self._basis = _span(self._table, list(candidates), before, bound, self._settings)
+            candidates |= dict.fromkeys(children(before, spec.num_tokens, spec.stop))
+            self._basis = self._span(list(candidates), before, bound)
             if set(self._basis.histories) != set(before):
                 continue  # its new members' children are to be asked
             if bound == self._settings.spanner_bound:
-                return self._network()
+                break
             bound = self._settings.spanner_bound  # closed: now swap for small coefficients
+        for history in self._basis.outside:
+            self._table.require_room(len(history) + 1, self._table.longest_future - 1)
+        return self._network()
+
+    def _span(
+        self, candidates: list[History], preferred: tuple[History, ...], bound: float
+    ) -> LogitBasis:
+        members = list(filter(self._has_room, candidates))
+        others = [h for h in candidates if not self._has_room(h)]
+        return _span(self._table, members, preferred, bound, self._settings, others)
+
+    def _has_room(self, history: History) -> bool:
+        """Whether a history's children can be asked; the empty one's must be."""
+        longest = self._table.longest_future - 1
+        return not history or self._table.fits(len(history) + 1, longest)
 
     def _network(self) -> Isan:
         spec, basis = self._view.spec, self._basis
@@ -265,16 +290,16 @@ class StationaryLogits:
 
     def repair(self, network: Isan, misses: Sequence[Miss], others: Sequence[History]) -> bool:
         """Add a splitting word, and the history it splits, for the first miss that has one."""
-        horizon = self._view.spec.horizon
         for miss in misses[:_MISSES_A_ROUND]:
             split = find_split(
                 network, miss, lambda _: self._table, lambda _: self._basis, self._settings.mismatch
             )
             if split is None:
                 continue
+            if not self._table.fits(1, len(split.word)):
+                continue  # the empty history's children could not be asked
             grew = self._table.add_words([split.word])
-            room = math.inf if horizon is None else horizon - self._table.longest_future
-            if split.history not in self._sampled and len(split.history) <= room:
+            if split.history not in self._sampled and self._has_room(split.history):
                 self._sampled.append(split.history)
                 grew = True
             if grew:
@@ -301,6 +326,7 @@ def _span(
     preferred: tuple[History, ...],
     bound: float,
     settings: LogitSettings,
+    others: Sequence[History] = (),
 ) -> LogitBasis:
     return table.span(
         candidates,
@@ -308,6 +334,7 @@ def _span(
         bound=bound,
         tolerance=settings.tolerance,
         max_rank=settings.max_rank,
+        others=others,
     )
 
 
