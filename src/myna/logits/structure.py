@@ -28,6 +28,7 @@ from myna.logits.check import Miss
 from myna.logits.report import LogitCut, LogitSettings
 from myna.logits.table import History, LogitBasis, LogitTable, children
 from myna.lowrank.isan import Isan, IsanStep
+from myna.lowrank.spanner import spanned_rank
 from myna.teachers.ledger import LawsView
 
 _MISSES_A_ROUND = 20
@@ -53,7 +54,7 @@ class LogitHypothesis(Protocol):
         ...
 
     def cuts(self) -> tuple[LogitCut, ...]:
-        """What was found at each cut."""
+        """What was found at each cut of the last network, closed or partial."""
         ...
 
 
@@ -213,8 +214,8 @@ class VaryingLogits:
         known = [*self._bases[r].histories, *self._sampled[r]]
         rows = list(dict.fromkeys([*known, *histories]))
         words = [*table.words, word]
-        before = _rank(table.rows(known).flatten(1), self._settings.tolerance)
-        after = _rank(table.peek(rows, words).flatten(1), self._settings.tolerance)
+        before = spanned_rank(table.rows(known).flatten(1), self._settings.tolerance)
+        after = spanned_rank(table.peek(rows, words).flatten(1), self._settings.tolerance)
         if after <= before:
             return False
         table.add_words([word])
@@ -242,6 +243,7 @@ class StationaryLogits:
         self._table = LogitTable(view, None)
         self._sampled: list[History] = []
         self._basis = LogitBasis(((),), {}, 1.0)
+        self._closed = False
 
     def close(self) -> Isan:
         """Add children until the basis explains them all, then balance it.
@@ -254,7 +256,7 @@ class StationaryLogits:
         """
         spec = self._view.spec
         kept = tuple(filter(self._has_room, self._basis.histories))  # words may have grown
-        self._basis = LogitBasis(kept, {}, 1.0)
+        self._basis, self._closed = LogitBasis(kept, {}, 1.0), False
         candidates = dict.fromkeys(filter(self._has_room, [(), *self._sampled]))
         bound = math.inf
         while True:
@@ -268,6 +270,7 @@ class StationaryLogits:
             bound = self._settings.spanner_bound  # closed: now swap for small coefficients
         for history in self._basis.outside:
             self._table.require_room(len(history) + 1, self._table.longest_future - 1)
+        self._closed = True
         return self._network()
 
     def _span(
@@ -314,8 +317,8 @@ class StationaryLogits:
         return Isan.of(self._view.spec, torch.ones(1, dtype=torch.float64), (step,))
 
     def cuts(self) -> tuple[LogitCut, ...]:
-        """One entry, over all cuts together; none where nothing was asked."""
-        if () not in self._table.index or not self._basis.coefficients:
+        """One entry, over all cuts together; none where the basis is not closed."""
+        if not self._closed:
             return ()
         return (_cut(None, self._table, self._basis, self._settings),)
 
@@ -367,15 +370,10 @@ def _cut(
     return LogitCut(
         cut=cut,
         logit_rank=len(basis.histories),
-        next_token_rank=_rank(table.rows(list(basis.coefficients))[:, 0], settings.tolerance),
+        next_token_rank=spanned_rank(rows[:, 0], settings.tolerance),
         candidates=len(basis.coefficients),
         futures=len(table.words),
         longest_future=table.longest_future,
         condition=basis.condition,
         singular_values=tuple(values.tolist()),
     )
-
-
-def _rank(rows: Float[Tensor, "history column"], tolerance: float) -> int:
-    """Singular values above an absolute tolerance (nats)."""
-    return int((torch.linalg.svdvals(rows) > tolerance).sum()) if rows.numel() else 0
