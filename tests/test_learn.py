@@ -160,6 +160,18 @@ def test_a_budget_is_kept_and_gives_the_best_copy_so_far(queries):
     assert drawn.lengths.tolist() == [17] * 10
 
 
+def test_where_the_budget_ends_the_report_is_of_the_copy_that_is_left():
+    """A later basis may be half built then, or the first one."""
+    few = {"verify_histories": 50, "verify_strings": 4}
+    result, _ = learn(Parity(bits=5).teacher(), Budget(queries=48), **few)
+    assert result.report.rounds == 1 and result.report.ranks == result.student.ranks
+    teacher = open_teacher("zoo:hmm?states=4&symbols=4&horizon=8")
+    for queries in (5, 60):
+        result, _ = learn(teacher, Budget(queries=queries), structure=Structure.STATIONARY, **few)
+        closed = result.report.rounds > 0
+        assert result.report.ranks == (result.student.ranks if closed else ())
+
+
 @pytest.mark.parametrize("queries", [0, 1, 3, 9, 60])
 def test_a_stationary_budget_is_kept_too(queries):
     teacher = open_teacher("zoo:registers?k=3")

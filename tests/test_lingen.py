@@ -19,7 +19,10 @@ from myna.logits.lingen import (
     stacked_prefixes,
 )
 from myna.logits.matrix import logit_matrix
+from myna.lowrank.isan import Isan, IsanStep
 from myna.lowrank.student import strings
+from myna.spec import Spec, numbered
+from myna.teachers.copies import save_copy
 from myna.teachers.ledger import Ledger
 from myna.teachers.prefixes import Prefixes
 from myna.teachers.uri import open_teacher
@@ -172,3 +175,45 @@ def test_the_command():
     assert few.exit_code == 1 and "the budget is 10 next-token queries" in str(few.exception)
     wrong = CliRunner().invoke(app, ["lingen", "zoo:isan?dim=3&symbols=4", "--target", "0,9"])
     assert isinstance(wrong.exception, InputError) and "lie in 0..3" in str(wrong.exception)
+
+
+def stopping(folder, likely):
+    """The address of a random network whose token 0 ends a string, `likely` nats more likely."""
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn((1, 6), generator=draw, dtype=torch.float64)
+    logits[:, 0] += likely
+    change = torch.ones((1, 6, 1), dtype=torch.float64)
+    change[:, 0] = 0
+    spec = Spec(numbered(6), 0, None, "unset")
+    first = torch.ones(1, dtype=torch.float64)
+    save_copy(folder, Isan.of(spec, first, (IsanStep(logits, change),)), {})
+    return f"student:{folder}"
+
+
+def test_continuations_that_end_early_are_compared_up_to_their_end(tmp_path):
+    teacher = stopping(tmp_path / "s", likely=-1.0)
+    sizes = ["--histories", "6", "--futures", "6", "--future-tokens", "4", "--tokens", "15"]
+    run = CliRunner().invoke(app, ["lingen", teacher, "--target", "3,3", *sizes, "--json"])
+    told = json.loads(run.stdout)
+    ended = [text.split() for text in told["teacher_says"]]
+    assert min(map(len, ended)) < len(told["kl_by_token"])
+    assert told["total_kl"] < 1e-9
+
+
+def test_prompts_are_drawn_again_where_the_teacher_stops_at_once(tmp_path):
+    sizes = ["--histories", "6", "--futures", "6", "--future-tokens", "4", "--tokens", "3"]
+    often = stopping(tmp_path / "s", likely=0.5)
+    run = CliRunner().invoke(app, ["lingen", often, "--target", "3,3", *sizes, "--json"])
+    assert json.loads(run.stdout)["total_kl"] < 1e-9
+    always = stopping(tmp_path / "t", likely=30.0)
+    none = CliRunner().invoke(app, ["lingen", always, "--target", "3,3", *sizes])
+    assert isinstance(none.exception, InputError) and "take them from a --text" in str(
+        none.exception
+    )
+
+
+def test_an_empty_target_is_followed_as_far_as_the_other_prompts():
+    sizes = ["--histories", "12", "--futures", "12", "--future-tokens", "4", "--tokens", "15"]
+    run = CliRunner().invoke(app, ["lingen", ISAN, "--target", "", *sizes, "--json"])
+    told = json.loads(run.stdout)
+    assert run.exit_code == 0 and len(told["kl_by_token"]) == 11

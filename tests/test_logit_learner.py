@@ -4,6 +4,7 @@ import itertools
 import json
 
 import counting
+import naive
 import pytest
 import torch
 from hypothesis import given
@@ -119,6 +120,17 @@ def test_the_budget_leaves_a_copy():
         torch.testing.assert_close(laws, torch.ones(3).double())
 
 
+def test_where_the_budget_ends_the_report_is_of_the_copy_that_is_left():
+    """A later basis may be half built then, or the first one."""
+    found = learn(LogitTwo(length=7).teacher(), 71, verify_histories=50, verify_strings=4)
+    assert found.report.rounds == 1 and found.report.ranks == found.student.ranks
+    teacher = RandomIsan(dim=5, symbols=4, horizon=9, varying=False).teacher()
+    for budget in (9, 200):
+        found = learn(teacher, budget, stationary=True, verify_histories=50, verify_strings=4)
+        closed = found.report.rounds > 0
+        assert found.report.ranks == (found.student.ranks if closed else ())
+
+
 def test_too_high_a_rank_is_refused_with_evidence():
     found = learn(RandomIsan(dim=6, symbols=8, horizon=5).teacher(), max_rank=4)
     assert found.student is None and found.report.outcome is LogitOutcome.NOT_LOW_RANK
@@ -146,6 +158,24 @@ def test_a_direction_that_only_a_rare_token_shows_is_found(seed):
     assert worst_score(teacher, found.student) < 1e-6
 
 
+def test_ranks_with_noise_are_counted_on_one_scale():
+    """Noise over 96 rows has singular values above the tolerance, and distances below it."""
+    teacher = naive.Opaque(RandomIsan(dim=6, symbols=16, horizon=4).teacher(), "laws")
+    exact = teacher.laws
+
+    def noisy(prefixes):
+        noise = []
+        for row in prefixes.rows():
+            draw = torch.Generator().manual_seed(hash(row) % 2**62)
+            noise.append(torch.randn(16, generator=draw, dtype=torch.float64))
+        return (exact(prefixes) + 1e-6 * torch.stack(noise)).log_softmax(1)
+
+    teacher.laws = noisy
+    found = learn(teacher, tolerance=8e-6, mismatch=1e-2, verify_histories=50, verify_strings=4)
+    assert found.report.ranks == (1, 6, 6, 6)
+    assert [cut.next_token_rank for cut in found.report.cuts] == [1, 6, 6, 6]
+
+
 def test_one_basis_for_all_cuts():
     family = RandomIsan(dim=5, symbols=4, horizon=9, varying=False)
     teacher = family.teacher()
@@ -154,6 +184,23 @@ def test_one_basis_for_all_cuts():
     drawn = teacher.sample(200, torch.Generator().manual_seed(1))
     gap = (teacher.score(drawn) - found.student.score(drawn)).abs().max()
     assert float(gap) < 1e-9
+
+
+@pytest.mark.parametrize("seed", [1, 5, 8])
+def test_one_basis_is_found_among_histories_with_room_for_children(seed):
+    """Histories of two tokens and words of two have all six dimensions; longer ones do not fit."""
+    teacher = RandomIsan(dim=6, symbols=3, horizon=6, varying=False, seed=seed).teacher()
+    found = learn(teacher, stationary=True, verify_histories=200)
+    assert found.report.outcome is LogitOutcome.VERIFIED and found.report.ranks == (6,)
+    assert worst_score(teacher, found.student) < 1e-9
+
+
+def test_a_horizon_too_short_for_one_basis_is_refused():
+    for horizon in (1, 2):
+        teacher = RandomIsan(dim=6, symbols=8, horizon=horizon, varying=False).teacher()
+        needed = f"histories of {horizon} tokens followed by futures of 1, and the horizon"
+        with pytest.raises(InputError, match=needed):
+            learn(teacher, stationary=True)
 
 
 def test_a_false_claim_of_stationarity_is_caught():

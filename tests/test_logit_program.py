@@ -260,6 +260,17 @@ def test_what_cannot_be_learned_is_said(monkeypatch):
             ProvableSettings(**wrong)
 
 
+def test_where_the_budget_ends_the_report_is_of_the_model_that_is_left():
+    teacher = LogitTwo(length=9).teacher()
+    for budget in (10, 180):
+        found = learn(teacher, budget, verify_histories=50, verify_strings=4)
+        report = found.report
+        assert report.outcome is LogitOutcome.BUDGET_EXHAUSTED
+        assert report.programs > 0 or report.verification is None
+        left = "before the first copy" if found.student is None else "the best copy so far"
+        assert report.reason.endswith(left)
+
+
 def test_few_epochs_leave_a_mismatch():
     found = learn(Parity(bits=5, noise=0.1, seed=2).teacher(), max_epochs=1)
     assert found.report.outcome is LogitOutcome.MISMATCH_LEFT

@@ -21,6 +21,8 @@ from myna.teachers.encode import encoded, read_texts
 from myna.teachers.ledger import LawsView, Ledger
 from myna.teachers.prefixes import Prefixes
 
+_DRAWS = 20  # strings a prompt, at most, where the teacher often stops at once
+
 
 def lingen_command(
     teacher: TeacherName,
@@ -71,8 +73,9 @@ def lingen_command(
         (fitted,), found = lingen(fitting, Prefixes.of([prompt]), past, after, top_k)
         student = CombinedHistories(generating, past, fitted.weights, fitted.spec.horizon)
         said = student.sample(count, generator, tokens).tokens
+        room = student.spec.horizon  # another prompt may be longer than the target
         by_teacher = ledger.laws("compare").complete(
-            Prefixes.of([prompt]), count, max_tokens=tokens
+            Prefixes.of([prompt]), count, max_tokens=tokens if room is None else min(tokens, room)
         )
         kl = _divergence(ledger.laws("compare"), student, prompt, by_teacher.tokens[0])
         accounts = {name: spent.next_token_queries for name, spent in ledger.accounts().items()}
@@ -98,15 +101,7 @@ def _windows(
 ) -> list[list[int]]:
     """Windows of a text at random places, or beginnings of the teacher's own strings."""
     if text is None:
-        most = max(lengths)
-        drawn = view.complete(Prefixes.of([[]]), len(lengths), max_tokens=most + 1)
-        rows = [
-            row[: min(length, size - 1)]
-            for row, length, size in zip(
-                drawn.tokens[0].tolist(), lengths, drawn.lengths[0].tolist(), strict=True
-            )
-        ]
-        return [row or [0] for row in rows]
+        return _beginnings(view, lengths)
     whole = encoded(teacher, view.spec, [" ".join(read_texts([str(text)]))])[0]
     if len(whole) <= max(lengths):
         raise InputError(
@@ -117,18 +112,41 @@ def _windows(
     return [whole[start : start + n] for start, n in zip(starts, lengths, strict=True)]
 
 
+def _beginnings(view: LawsView, lengths: list[int]) -> list[list[int]]:
+    """At most so many tokens of strings of the teacher, each with at least one before its stop."""
+    rows: list[list[int]] = [[] for _ in lengths]
+    lacking, first = list(range(len(rows))), 0
+    while lacking and first < _DRAWS * len(rows):
+        drawn = view.complete(
+            Prefixes.of([[]]), len(lacking), max_tokens=max(lengths) + 1, first_draw=first
+        )
+        first += len(lacking)
+        found = zip(lacking, drawn.tokens[0].tolist(), drawn.lengths[0].tolist(), strict=True)
+        for i, row, size in found:
+            rows[i] = row[: min(lengths[i], size - 1)]
+        lacking = [i for i in lacking if not rows[i]]
+    if not lacking:
+        return rows
+    raise InputError(
+        f"of {first:,} strings of the teacher only {len(rows) - len(lacking)} have a token before "
+        f"their last, and {len(rows)} prompts and futures are wanted; take them from a --text"
+    )
+
+
 def _divergence(
     view: LawsView, student: CombinedHistories, prompt: list[int], drawn: torch.Tensor
 ) -> torch.Tensor:
     """(draw, time): KL(teacher || copy) at each token of the teacher's own continuations."""
-    columns = []
+    found = torch.zeros(drawn.shape, dtype=torch.float64)
     for t in range(drawn.shape[1]):
-        before = drawn[:, :t].clamp(min=0)
+        rows = (drawn[:, t] >= 0).nonzero()[
+            :, 0
+        ]  # nothing follows a stop: ended ones are not asked
+        before = drawn[rows, :t]
         true = view.laws(Prefixes.of([[*prompt, *row] for row in before.tolist()]))
         copy = student.law(State(before.double(), t))
-        gap = (true.exp() * (true - copy)).sum(1)
-        columns.append(torch.where(drawn[:, t] >= 0, gap, 0.0))
-    return torch.stack(columns, 1)
+        found[rows, t] = (true.exp() * (true - copy)).sum(1)
+    return found
 
 
 def _record(

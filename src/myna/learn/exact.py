@@ -22,6 +22,7 @@ from myna.errors import BudgetExhausted, InputError
 from myna.learn.hypothesis import Hypothesis
 from myna.learn.report import (
     Claim,
+    CutReport,
     ExactSettings,
     LearnReport,
     LearnResult,
@@ -56,9 +57,13 @@ class Progress:
 
 @dataclasses.dataclass
 class _Run:
-    """What a run has reached; the budget may end it anywhere."""
+    """What a run has reached; the budget may end it anywhere.
+
+    cuts: of the student, as the hypothesis may be half changed since
+    """
 
     student: LowRankModel | None = None
+    cuts: tuple[CutReport, ...] = ()
     verification: Verification | None = None
     rounds: int = 0
 
@@ -91,7 +96,9 @@ def learn_exact(
         outcome, reason = _rounds(hypothesis, verifier, settings, ledger, run, progress)
     except BudgetExhausted as stop:
         outcome = Outcome.BUDGET_EXHAUSTED
-        run.student = run.student or hypothesis.partial() or uniform_student(view)
+        if run.student is None:
+            run.student = hypothesis.partial() or uniform_student(view)
+            run.cuts = hypothesis.reports()
         reason = f"{stop}; this is the best copy so far"
     except NotLowRank as stop:
         outcome, run.student = Outcome.NOT_LOW_RANK, None
@@ -103,7 +110,7 @@ def learn_exact(
         structure=structure,
         stationarity=Claim.CLAIMED if structure is Structure.STATIONARY else Claim.NOT_USED,
         rounds=run.rounds,
-        cuts=() if refusal else hypothesis.reports(),
+        cuts=() if refusal else run.cuts,
         verification=run.verification,
         refusal=refusal,
         accounts=ledger.accounts(),
@@ -159,7 +166,7 @@ def _rounds(
     while run.rounds < settings.max_rounds:
         tell("close")
         closed = hypothesis.close()
-        run.student, run.verification = closed, None
+        run.student, run.cuts, run.verification = closed, hypothesis.reports(), None
         run.rounds += 1
         tell("verify")
         check = verifier.check(closed)

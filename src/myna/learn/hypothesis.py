@@ -46,7 +46,7 @@ class Hypothesis(Protocol):
         ...
 
     def reports(self) -> tuple[CutReport, ...]:
-        """What was found at each cut."""
+        """What was found at each cut of the last model, closed or partial."""
         ...
 
 

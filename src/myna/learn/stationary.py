@@ -41,11 +41,12 @@ class Stationary:
         self._table = Table(view)
         self._sampled: list[History] = []
         self._basis = Basis(((),), {}, 1.0)
+        self._closed = False
 
     def close(self) -> LowRankModel:
         """Add children until the basis explains them all, then balance it."""
         candidates: dict[History, None] = dict.fromkeys([(), *self._sampled])
-        basis = self._basis
+        basis, self._closed = self._basis, False
         bound = math.inf
         while True:
             laws = self._table.laws(basis.histories)
@@ -56,7 +57,7 @@ class Stationary:
             elif bound == math.inf:
                 bound = self._settings.spanner_bound  # closed: now swap for small coefficients
             else:
-                self._basis = grown
+                self._basis, self._closed = grown, True
                 return self._model(grown)
             self._basis = basis
 
@@ -110,7 +111,7 @@ class Stationary:
         return LowRankModel.of(spec, torch.ones(1, dtype=torch.float64), (step,))
 
     def reports(self) -> tuple[CutReport, ...]:
-        """One entry, over all cuts together; none where nothing was asked."""
-        if () not in self._table.index:
+        """One entry, over all cuts together; none where the basis is not closed."""
+        if not self._closed:
             return ()
         return (cut_report(None, self._table, self._basis, self._settings),)

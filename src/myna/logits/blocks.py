@@ -6,7 +6,7 @@ all that its entries depend on; blocks found there are read and not made again.
 """
 
 import dataclasses
-import math
+import functools
 import os
 import shutil
 import time
@@ -15,7 +15,9 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from jaxtyping import Int
 from safetensors import SafetensorError
+from torch import Tensor
 
 from myna.errors import FormatError, InputError
 from myna.logits.matrix import Block, LogitMatrix
@@ -72,19 +74,31 @@ class Blocks:
         if self.folder is not None:
             self._check_disk(self.folder)
 
-    @property
-    def _future_bytes(self) -> int:
-        """Of one future while a block is made: laws in float64, whatever is kept of them."""
+    @functools.cached_property
+    def _bytes(self) -> Int[Tensor, " future"]:
+        """Of each future while a block is made: laws in float64, whatever is kept of them.
+
+        Laws that futures share are made with the first of them, so early futures take more.
+        """
         count, futures = self.matrix.shape
-        laws = math.ceil(len(self.matrix.nodes) / futures) * self.matrix.teacher.spec.num_tokens
-        return 8 * count * (1 + _COPIES * laws)
+        laws = torch.bincount(self.matrix.nodes[:, 0], minlength=futures)
+        return 8 * count * (1 + _COPIES * laws * self.matrix.teacher.spec.num_tokens)
 
     @property
+    def _future_bytes(self) -> int:
+        """Of the largest future."""
+        return int(self._bytes.max())
+
+    @functools.cached_property
     def ranges(self) -> list[range]:
-        """The futures of each block."""
-        futures = self.matrix.shape[1]
-        size = min(futures, self.memory // self._future_bytes)
-        return [range(a, min(a + size, futures)) for a in range(0, futures, size)]
+        """The futures of each block: as many as the memory holds."""
+        ends = self._bytes.cumsum(0)
+        found, start, before = [], 0, 0
+        while start < len(ends):
+            stop = int(torch.searchsorted(ends, before + self.memory, right=True))
+            found.append(range(start, stop))
+            start, before = stop, int(ends[stop - 1])
+        return found
 
     @property
     def bytes_kept(self) -> int:

@@ -22,6 +22,7 @@ import torch
 from myna.errors import BudgetExhausted
 from myna.logits.check import FreshStrings, Miss, compare
 from myna.logits.report import (
+    LogitCut,
     LogitOutcome,
     LogitRefusal,
     LogitReport,
@@ -53,9 +54,13 @@ class LogitProgress:
 
 @dataclasses.dataclass
 class _Run:
-    """What a run has reached; the budget may end it anywhere."""
+    """What a run has reached; the budget may end it anywhere.
+
+    cuts: of the student, as the hypothesis may be half changed since
+    """
 
     student: Isan | None = None
+    cuts: tuple[LogitCut, ...] = ()
     verification: LogitVerification | None = None
     rounds: int = 0
 
@@ -84,7 +89,9 @@ def learn_logits(
         outcome, reason = _rounds(hypothesis, settings, ledger, generator, run, progress)
     except BudgetExhausted as stop:
         outcome = LogitOutcome.BUDGET_EXHAUSTED
-        run.student = run.student or hypothesis.partial() or uniform_network(ledger.spec)
+        if run.student is None:
+            run.student = hypothesis.partial() or uniform_network(ledger.spec)
+            run.cuts = hypothesis.cuts()
         reason = f"{stop}; this is the best copy so far"
     except LogitRankExceeded as stop:
         outcome, run.student = LogitOutcome.NOT_LOW_RANK, None
@@ -95,7 +102,7 @@ def learn_logits(
         reason=reason,
         stationary=stationary,
         rounds=run.rounds,
-        cuts=() if refusal else hypothesis.cuts(),
+        cuts=() if refusal else run.cuts,
         verification=run.verification,
         refusal=refusal,
         accounts=ledger.accounts(),
@@ -130,7 +137,7 @@ def _rounds(
     while run.rounds < settings.max_rounds:
         tell("close")
         closed = hypothesis.close()
-        run.student, run.verification = closed, None
+        run.student, run.cuts, run.verification = closed, hypothesis.cuts(), None
         run.rounds += 1
         tell("verify")
         run.verification, misses, drawn = verify(view, closed, fresh, settings.mismatch)

@@ -36,6 +36,7 @@ from myna.logits.exact import LogitProgress
 from myna.logits.report import LogitOutcome, LogitRefusal, LogitVerification
 from myna.logits.table import History, LogitRankExceeded, LogitTable
 from myna.lowrank.program import CutRows, ProgramModel, require_solver
+from myna.lowrank.spanner import spanned_rank
 from myna.lowrank.student import Strings
 from myna.teachers.account import Account
 from myna.teachers.ledger import Ledger
@@ -159,7 +160,8 @@ def learn_provably(
     try:
         outcome, reason = run.epochs()
     except BudgetExhausted as stop:
-        outcome, reason = LogitOutcome.BUDGET_EXHAUSTED, f"{stop}; this is the best copy so far"
+        left = "this is the best copy so far" if run.model else "it ended before the first copy"
+        outcome, reason = LogitOutcome.BUDGET_EXHAUSTED, f"{stop}; {left}"
     except LogitRankExceeded as stop:
         outcome, run.model = LogitOutcome.NOT_LOW_RANK, None
         refusal = LogitRefusal(stop.cut, stop.at_least, tuple(stop.singular_values.tolist()))
@@ -171,7 +173,7 @@ def learn_provably(
         epochs=run.epoch,
         restarts=run.restarts,
         ranks=model.ranks if model else (),
-        futures=tuple(tuple(words) for words in run.words),
+        futures=run.futures,
         strings=run.drawn,
         programs=model.prefixes if model else 0,
         solves=model.solves if model else 0,
@@ -207,6 +209,7 @@ class _Run:
         self._seen: list[dict[History, None]] = [{} for _ in self._tables]
         self.drawn, self.epoch, self.restarts = 0, 0, 0
         self.model: ProgramModel | None = None
+        self.futures: tuple[tuple[History, ...], ...] = ()  # the model's words
         self.verification: LogitVerification | None = None
 
     def epochs(self) -> tuple[LogitOutcome, str]:
@@ -223,6 +226,8 @@ class _Run:
                 settings.allowed,
                 shortcut=settings.shortcut,
             )
+            self.futures = tuple(map(tuple, self.words))
+            self.verification = None
             self._tell("check")
             misses = self._verified()
             if self.model.widened and self.drawn < settings.max_strings:
@@ -390,5 +395,4 @@ class _Run:
         before = table.peek(histories, words).flatten(1)
         after = table.peek(histories, [*words, word]).flatten(1)
         tolerance = self._settings.tolerance
-        ranks = [int((torch.linalg.svdvals(rows) > tolerance).sum()) for rows in (before, after)]
-        return ranks[1] > ranks[0]
+        return spanned_rank(after, tolerance) > spanned_rank(before, tolerance)

@@ -28,6 +28,7 @@ from myna.logits.check import Miss
 from myna.logits.report import LogitCut, LogitSettings
 from myna.logits.table import History, LogitBasis, LogitTable, children
 from myna.lowrank.isan import Isan, IsanStep
+from myna.lowrank.spanner import spanned_rank
 from myna.teachers.ledger import LawsView
 
 _MISSES_A_ROUND = 20
@@ -53,7 +54,7 @@ class LogitHypothesis(Protocol):
         ...
 
     def cuts(self) -> tuple[LogitCut, ...]:
-        """What was found at each cut."""
+        """What was found at each cut of the last network, closed or partial."""
         ...
 
 
@@ -72,11 +73,13 @@ def find_split(network: Isan, miss: Miss, table_at, basis_at, tolerance: float) 
 
     def worst(t: int) -> History | None:
         table, basis = table_at(t), basis_at(t)
-        truth = table.peek([string[:t]])[0]
-        explained = torch.einsum("i,iwo->wo", path[t], table.rows(basis.histories))
+        places = [j for j, word in enumerate(table.words) if table.fits(t, len(word))]
+        words = [table.words[j] for j in places]
+        truth = table.peek([string[:t]], words)[0]
+        explained = torch.einsum("i,iwo->wo", path[t], table.rows(basis.histories)[:, places])
         error = (explained - truth).abs().amax(1)
         word = int(error.argmax())
-        return table.words[word] if float(error[word]) > tolerance else None
+        return words[word] if float(error[word]) > tolerance else None
 
     low, high = 0, len(string)
     word = worst(high)
@@ -211,8 +214,8 @@ class VaryingLogits:
         known = [*self._bases[r].histories, *self._sampled[r]]
         rows = list(dict.fromkeys([*known, *histories]))
         words = [*table.words, word]
-        before = _rank(table.rows(known).flatten(1), self._settings.tolerance)
-        after = _rank(table.peek(rows, words).flatten(1), self._settings.tolerance)
+        before = spanned_rank(table.rows(known).flatten(1), self._settings.tolerance)
+        after = spanned_rank(table.peek(rows, words).flatten(1), self._settings.tolerance)
         if after <= before:
             return False
         table.add_words([word])
@@ -240,22 +243,47 @@ class StationaryLogits:
         self._table = LogitTable(view, None)
         self._sampled: list[History] = []
         self._basis = LogitBasis(((),), {}, 1.0)
+        self._closed = False
 
     def close(self) -> Isan:
-        """Add children until the basis explains them all, then balance it."""
+        """Add children until the basis explains them all, then balance it.
+
+        A member's children are asked as well, so what has no room for children is only
+        explained.
+
+        Raises:
+            InputError: where a history with no room for children is not explained.
+        """
         spec = self._view.spec
-        candidates: dict[History, None] = dict.fromkeys([(), *self._sampled])
+        kept = tuple(filter(self._has_room, self._basis.histories))  # words may have grown
+        self._basis, self._closed = LogitBasis(kept, {}, 1.0), False
+        candidates = dict.fromkeys(filter(self._has_room, [(), *self._sampled]))
         bound = math.inf
         while True:
-            born = children(self._basis.histories, spec.num_tokens, spec.stop)
-            candidates |= dict.fromkeys(born)
             before = self._basis.histories
-            self._basis = _span(self._table, list(candidates), before, bound, self._settings)
+            candidates |= dict.fromkeys(children(before, spec.num_tokens, spec.stop))
+            self._basis = self._span(list(candidates), before, bound)
             if set(self._basis.histories) != set(before):
                 continue  # its new members' children are to be asked
             if bound == self._settings.spanner_bound:
-                return self._network()
+                break
             bound = self._settings.spanner_bound  # closed: now swap for small coefficients
+        for history in self._basis.outside:
+            self._table.require_room(len(history) + 1, self._table.longest_future - 1)
+        self._closed = True
+        return self._network()
+
+    def _span(
+        self, candidates: list[History], preferred: tuple[History, ...], bound: float
+    ) -> LogitBasis:
+        members = list(filter(self._has_room, candidates))
+        others = [h for h in candidates if not self._has_room(h)]
+        return _span(self._table, members, preferred, bound, self._settings, others)
+
+    def _has_room(self, history: History) -> bool:
+        """Whether a history's children can be asked; the empty one's must be."""
+        longest = self._table.longest_future - 1
+        return not history or self._table.fits(len(history) + 1, longest)
 
     def _network(self) -> Isan:
         spec, basis = self._view.spec, self._basis
@@ -265,16 +293,16 @@ class StationaryLogits:
 
     def repair(self, network: Isan, misses: Sequence[Miss], others: Sequence[History]) -> bool:
         """Add a splitting word, and the history it splits, for the first miss that has one."""
-        horizon = self._view.spec.horizon
         for miss in misses[:_MISSES_A_ROUND]:
             split = find_split(
                 network, miss, lambda _: self._table, lambda _: self._basis, self._settings.mismatch
             )
             if split is None:
                 continue
+            if not self._table.fits(1, len(split.word)):
+                continue  # the empty history's children could not be asked
             grew = self._table.add_words([split.word])
-            room = math.inf if horizon is None else horizon - self._table.longest_future
-            if split.history not in self._sampled and len(split.history) <= room:
+            if split.history not in self._sampled and self._has_room(split.history):
                 self._sampled.append(split.history)
                 grew = True
             if grew:
@@ -289,8 +317,8 @@ class StationaryLogits:
         return Isan.of(self._view.spec, torch.ones(1, dtype=torch.float64), (step,))
 
     def cuts(self) -> tuple[LogitCut, ...]:
-        """One entry, over all cuts together; none where nothing was asked."""
-        if () not in self._table.index or not self._basis.coefficients:
+        """One entry, over all cuts together; none where the basis is not closed."""
+        if not self._closed:
             return ()
         return (_cut(None, self._table, self._basis, self._settings),)
 
@@ -301,6 +329,7 @@ def _span(
     preferred: tuple[History, ...],
     bound: float,
     settings: LogitSettings,
+    others: Sequence[History] = (),
 ) -> LogitBasis:
     return table.span(
         candidates,
@@ -308,6 +337,7 @@ def _span(
         bound=bound,
         tolerance=settings.tolerance,
         max_rank=settings.max_rank,
+        others=others,
     )
 
 
@@ -340,15 +370,10 @@ def _cut(
     return LogitCut(
         cut=cut,
         logit_rank=len(basis.histories),
-        next_token_rank=_rank(table.rows(list(basis.coefficients))[:, 0], settings.tolerance),
+        next_token_rank=spanned_rank(rows[:, 0], settings.tolerance),
         candidates=len(basis.coefficients),
         futures=len(table.words),
         longest_future=table.longest_future,
         condition=basis.condition,
         singular_values=tuple(values.tolist()),
     )
-
-
-def _rank(rows: Float[Tensor, "history column"], tolerance: float) -> int:
-    """Singular values above an absolute tolerance (nats)."""
-    return int((torch.linalg.svdvals(rows) > tolerance).sum()) if rows.numel() else 0

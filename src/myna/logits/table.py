@@ -18,7 +18,7 @@ from torch import Tensor
 
 from myna.errors import InputError
 from myna.logits.centred import centred
-from myna.lowrank.spanner import barycentric_spanner
+from myna.lowrank.spanner import barycentric_spanner, basis_coefficients
 from myna.teachers.ledger import LawsView
 from myna.teachers.prefixes import Prefixes
 
@@ -42,11 +42,14 @@ class LogitBasis:
     """Basis histories at one cut, and the coefficients of every candidate over them.
 
     condition: largest over smallest singular value of the basis rows
+    outside: histories farther from the span than the tolerance; only such as could not be
+        taken into the basis
     """
 
     histories: tuple[History, ...]
     coefficients: dict[History, Float[Tensor, " rank"]]
     condition: float
+    outside: tuple[History, ...] = ()
 
 
 class LogitTable:
@@ -79,11 +82,23 @@ class LogitTable:
             self.index |= {h: start + i for i, h in enumerate(new)}
         return self._values[[self.index[h] for h in histories]]
 
+    def fits(self, history: int, word: int) -> bool:
+        """Whether a law is left after so many tokens of a history and of a word."""
+        return self._horizon is None or history + word < self._horizon
+
     def add_words(self, words: Sequence[History]) -> bool:
-        """Add words, asking every history that is in the table; say if any was new."""
+        """Add words, asking every history that is in the table; say if any was new.
+
+        Histories that leave no room for them before the horizon are dropped.
+        """
         new = [w for w in dict.fromkeys(words) if w not in self.words]
         if not new:
             return False
+        longest = max(map(len, new))
+        kept = {h: i for h, i in self.index.items() if self.fits(len(h), longest)}
+        if len(kept) < len(self.index):
+            self._values = self._values[list(kept.values())]
+            self.index = {h: i for i, h in enumerate(kept)}
         values = self._ask(list(self.index), new)
         self._values = torch.cat([self._values, values], 1)
         self.words += new
@@ -102,7 +117,7 @@ class LogitTable:
         num_tokens = self._view.spec.num_tokens
         if not histories:
             return torch.zeros((0, len(words), num_tokens), dtype=torch.float64)
-        self._require_room(max(map(len, histories)), max(map(len, words)))
+        self.require_room(max(map(len, histories)), max(map(len, words)))
         packed = Prefixes.of(words)
         size = max(1, _PAIRS_AT_ONCE // len(words))
         pieces = [
@@ -111,8 +126,9 @@ class LogitTable:
         ]
         return torch.cat(pieces).reshape(len(histories), len(words), num_tokens)
 
-    def _require_room(self, history: int, word: int) -> None:
-        if self._horizon is not None and history + word >= self._horizon:
+    def require_room(self, history: int, word: int) -> None:
+        """Refuse so many tokens of a history and of a word where no law is left after them."""
+        if not self.fits(history, word):
             raise InputError(
                 f"one basis for all cuts needs histories of {history} tokens followed by futures "
                 f"of {word + 1}, and the horizon is {self._horizon}; learn with one basis per cut "
@@ -127,16 +143,20 @@ class LogitTable:
         bound: float,
         tolerance: float,
         max_rank: int,
+        others: Sequence[History] = (),
     ) -> LogitBasis:
         """Actual rows of locally maximal volume: a C-approximate barycentric spanner.
 
+        others: written over the basis as well, but not taken into it
         tolerance: a row within this Euclidean distance (nats) of the span lies in it
 
         Raises:
             LogitRankExceeded: where more than `max_rank` rows are independent.
         """
         place = {h: i for i, h in enumerate(candidates)}
-        rows = self.rows(candidates).flatten(1)
+        every = [*candidates, *others]
+        whole = self.rows(every).flatten(1)
+        rows = whole[: len(candidates)]
         spanner = barycentric_spanner(
             rows,
             bound=bound,
@@ -147,10 +167,16 @@ class LogitTable:
         if len(spanner.indices) > max_rank:
             values = torch.linalg.svdvals(rows[spanner.indices])
             raise LogitRankExceeded(self._cut, len(spanner.indices), values)
+        coefficients, residuals = spanner.coefficients, spanner.residuals
+        if others:
+            coefficients = basis_coefficients(whole, spanner.indices)
+            residuals = (whole - coefficients @ rows[spanner.indices]).norm(dim=1)
+        beyond = (residuals[len(candidates) :] > tolerance).tolist()
         return LogitBasis(
             histories=tuple(candidates[i] for i in spanner.indices.tolist()),
-            coefficients=dict(zip(candidates, spanner.coefficients.unbind(0), strict=True)),
+            coefficients=dict(zip(every, coefficients.unbind(0), strict=True)),
             condition=float(spanner.condition),
+            outside=tuple(h for h, out in zip(others, beyond, strict=True) if out),
         )
 
 

@@ -77,6 +77,15 @@ def barycentric_spanner(
     return Spanner(indices, coefficients, residuals, condition, swaps)
 
 
+def spanned_rank(vectors: Float[Tensor, "history feature"], tolerance: float) -> int:
+    """How many rows `barycentric_spanner` needs: all others lie within tolerance of their span.
+
+    Singular values above a tolerance count noise that many rows share, which grows like
+    the root of their number; distances do not.
+    """
+    return len(_pivoted_rows(vectors, tolerance, None, None))
+
+
 _PHASE = 1e-3  # norms are downdated over three digits, then computed afresh
 
 
