@@ -124,7 +124,7 @@ def test_without_a_compiler_the_interior_point_answers(found, monkeypatch, tmp_p
     broken.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda _: None if found is None else str(broken))
     monkeypatch.setattr(box_projection, "built", c_source.built.__wrapped__)
-    sketch, vertices, w = random_parts(9, batch=5)
+    sketch, _, w = random_parts(9, batch=5)
     k = box(sketch, 0.3)
     assert box_proposal(w, k, Divergence.L1) is None
     answer = project(w, k, Divergence.L1)
