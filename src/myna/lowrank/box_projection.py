@@ -8,7 +8,8 @@ a quadratic program by its dual active set (Goldfarb and Idnani, Mathematical Pr
 KL Newton steps that are such programs, and L1 a linear program by the simplex method that passes
 many sign changes in a step (Barrodale and Roberts, SIAM J. Numer. Anal. 10, 1973).
 
-Where we differ: a box has few coordinates, so each row is solved alone with all of its numbers in
+The pass is compiled by `c_source`, below this package, since that runs a program. Where we
+differ: a box has few coordinates, so each row is solved alone with all of its numbers in
 the nearest caches, where passes over a batch of rows wait for memory. Every row starts from its own
 target, so none depends on another. Nothing here is trusted: who asked certifies each row and solves
 the others again.
