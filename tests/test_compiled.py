@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from myna.app.cli import main
+from myna.c_source import built
 from myna.errors import FormatError, InputError
 from myna.evaluate.speed import SAFE, compiled_safely, measure
 from myna.lowrank.model import LowRankModel
@@ -19,12 +20,13 @@ from myna.lowrank.step import Step
 from myna.lowrank.student import State, strings
 from myna.spec import Spec, numbered
 from myna.teachers import compiled as module
-from myna.teachers.c_source import built
 from myna.teachers.compiled import CompiledModel
 from myna.teachers.copies import load_copy, save_copy
 from myna.teachers.uri import open_teacher
 
-has_compiler = built("fused_passes.c", "-DREAL=double", "-DBYTES=64", "-DRANK=0") is not None
+has_compiler = (
+    built("teachers/fused_passes.c", "-DREAL=double", "-DBYTES=64", "-DRANK=0") is not None
+)
 
 
 def rows_of_one(generator, *shape):

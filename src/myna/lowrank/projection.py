@@ -20,8 +20,9 @@ recomputed from its weights, less this bound at the solver's multipliers: an upp
 the suboptimality that trusts nothing about how they were found.
 
 Where we differ from the paper: it asks for any solver; ours is a batched interior point
-(`interior`), with a cheaper first attempt that leaves out the inequalities and is kept
-only where its certificate holds. A failure is a status with a reason, never a NaN.
+(`interior`), with cheaper first attempts that are kept only where their certificate holds:
+for a box a pass of C where one can be compiled (`box_projection`), then the minimum that
+leaves out the inequalities. A failure is a status with a reason, never a NaN.
 """
 
 import enum
@@ -33,6 +34,7 @@ from torch import Tensor
 
 from myna.errors import InputError
 from myna.lowrank.affine import affine_minimum
+from myna.lowrank.box_projection import box_proposal
 from myna.lowrank.divergence import TINY, Divergence
 from myna.lowrank.interior import Iterate, Layout, advance, start
 from myna.lowrank.polytope import Polytope
@@ -126,27 +128,35 @@ def project(
             tolerance that double precision cannot reach.
     """
     _check(targets, k, tolerance)
-    good = torch.isfinite(targets).all(1)
+    least, most = targets.aminmax(dim=1)  # NaN where there is any
+    good = torch.isfinite(least) & torch.isfinite(most)
     if divergence is Divergence.KL:
-        good &= (targets >= 0).all(1)
-    result = _uniform(targets, k, divergence, good)
+        good &= least >= 0
+    result = _uniform(targets, k, good)
     if _out_of_reach(k):
         result.status[good] = Status.EMPTY
+        result.value[good] = divergence.between(result.sketches[good], targets[good])
         return result
     inner, alive = _lifted(k)
     rows = good.nonzero()[:, 0]
     for chunk in rows.split(_ROWS if targets.device.type == "cpu" else max(1, len(rows))):
-        part = chunk
+        part, w = chunk, _taken(targets, chunk)
         for form in (inner, _spelled_out(inner)):
             if form is None or not len(part):
                 continue
-            found = _solve(targets[part][:, alive], form, divergence, tolerance, max_iterations)
-            better = found.gap <= result.gap[part]
-            chosen = _Found(*(table[better] for table in found))
-            rest = part[better]
-            _write(result, rest, chosen, targets[rest], k, divergence, tolerance)
-            part = part[result.status[part] == Status.STALLED]
+            found = _solve(w[:, alive], form, divergence, tolerance, max_iterations)
+            better = (found.gap <= result.gap[part]).nonzero()[:, 0]
+            found = _Found(*(_taken(table, better) for table in found))
+            part, w = _taken(part, better), _taken(w, better)
+            _write(result, part, found, w, k, divergence, tolerance)
+            left = (result.status[part] == Status.STALLED).nonzero()[:, 0]
+            part, w = part[left], w[left]
     return result
+
+
+def _taken(table: Tensor, rows: Int[Tensor, " rows"]) -> Tensor:
+    """The chosen rows, in order; no copy where these are all."""
+    return table if len(rows) == len(table) else table[rows]
 
 
 def _check(targets: Float[Tensor, "batch future"], k: Polytope, tolerance: float) -> None:
@@ -160,23 +170,22 @@ def _check(targets: Float[Tensor, "batch future"], k: Polytope, tolerance: float
         raise InputError(f"the tolerance must lie in [1e-13, 1), got {tolerance}")
 
 
-def _uniform(
-    w: Float[Tensor, "batch future"], k: Polytope, divergence: Divergence, good: Tensor
-) -> Projection:
+def _uniform(w: Float[Tensor, "batch future"], k: Polytope, good: Tensor) -> Projection:
     """The answer before anything is solved: uniform weights, nothing certified."""
     x = w.new_full((len(w), k.size), 1 / k.size)
-    z = k.sketched(x)
-    infinite = w.new_full((len(w),), torch.inf)
-    value = divergence.between(z, w).where(good, torch.inf)
+    c = k.coefficients(x)
+    z = (c[:1] @ k.sketch).repeat(len(w), 1)
+    value = w.new_full((len(w),), torch.inf)
     status = torch.where(good, int(Status.STALLED), int(Status.BAD_TARGET))
-    below = (k.floor - z).amax(1).clamp(min=0)
-    count = torch.zeros_like(status)
-    return Projection(x, k.coefficients(x), z, value, infinite, below, count, status)
+    below = (k.floor - z[:1]).amax(1).clamp(min=0).repeat(len(w))
+    return Projection(x, c, z, value, value.clone(), below, torch.zeros_like(status), status)
 
 
-def _lifted(k: Polytope) -> tuple[Polytope, Tensor]:
+def _lifted(k: Polytope) -> tuple[Polytope, Tensor | slice]:
     """K without futures that no point has, and which are left; few vertices become the basis."""
     alive = (k.sketch != 0).any(0)
+    if bool(alive.all()):
+        alive = slice(None)  # takes no copies of targets
     sketch, vertices = k.sketch[:, alive], k.vertices
     if vertices is not None and len(vertices) <= 2 * len(sketch) + 1:
         sketch, vertices = vertices @ sketch, None
@@ -229,8 +238,16 @@ def _write(
     gap = found.gap.masked_fill((status == Status.EMPTY) | (status == Status.INFINITE), torch.inf)
     answers = (found.weights, k.coefficients(found.weights), z, value, gap, below)
     for table, answer in zip(result[:-1], (*answers, found.steps), strict=True):
+        _put(table, rows, answer)
+    _put(result.status, rows, status)
+
+
+def _put(table: Tensor, rows: Int[Tensor, " rows"], answer: Tensor) -> None:
+    """Into the chosen rows, in order; as a plain copy where these are all."""
+    if len(rows) == len(table):
+        table.copy_(answer)
+    else:
         table[rows] = answer
-    result.status[rows] = status
 
 
 def _solve(
@@ -247,10 +264,14 @@ def _solve(
     if k.single:
         return _Found(weights, torch.zeros_like(gap), count)
     left = torch.arange(len(w), device=w.device)
-    if k.bounded and k.vertices is None and divergence is not Divergence.L1:
-        point = _first_attempt(w, k, divergence)
-        done = _accepted(point, tolerance)
-        weights[done], gap[done], left = point.weights[done], point.gap[done], left[~done]
+    for attempt in (_proposed, _first_attempt):
+        point = attempt(_taken(w, left), k, divergence) if len(left) else None
+        if point is not None:
+            done = _accepted(point, tolerance)
+            rows, left = left[done], left[~done]
+            weights[rows], gap[rows] = point.weights[done], point.gap[done]
+    if not len(left):
+        return _Found(weights, gap, count)
     at, now = Layout.of(k, divergence), start(k, divergence, w[left])
     for iteration in range(max_iterations + 1):
         last = iteration == max_iterations
@@ -278,8 +299,23 @@ def _accepted(point: _Point, tolerance: float) -> Tensor:
     return enough & (point.violation <= max(tolerance, _FEASIBLE))
 
 
-def _first_attempt(w: Float[Tensor, "batch future"], k: Polytope, divergence: Divergence) -> _Point:
-    """The minimum without inequalities, certified as if it were the answer."""
+def _proposed(
+    w: Float[Tensor, "batch future"], k: Polytope, divergence: Divergence
+) -> _Point | None:
+    """The compiled pass's answers, certified; None where it has none."""
+    answer = box_proposal(w, k, divergence)
+    if answer is None:
+        return None
+    x, y = answer
+    return _bounded(k, divergence, w, x, y, torch.isfinite(y[:, 0]))
+
+
+def _first_attempt(
+    w: Float[Tensor, "batch future"], k: Polytope, divergence: Divergence
+) -> _Point | None:
+    """The minimum without inequalities, certified as if it were the answer; not for hulls or L1."""
+    if not k.bounded or k.vertices is not None or divergence is Divergence.L1:
+        return None
     x = affine_minimum(w, k.sketch, divergence)
     z = x @ k.sketch
     outside = (x.abs().amax(1) > k.high) | (x.amin(1) < k.low) | ((z <= 0) & (w > 0)).any(1)

@@ -17,13 +17,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from myna.c_source import built
 from myna.errors import InputError
 from myna.lowrank.fused import Fused, FusedStep, fuse
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.packed import Precision
 from myna.lowrank.student import State, StepInfo, Strings, check_strings, sampling_limit
 from myna.spec import Spec, fingerprint
-from myna.teachers.c_source import built
 
 _REALS = {Precision.DOUBLE: ("double", 8), Precision.SINGLE: ("float", 4)}
 _NO_MEMORY = 1
@@ -98,7 +98,8 @@ class CompiledModel:
         """The C passes, or None where nothing compiles them: then the plain model answers."""
         name, size = _REALS[self.precision]
         width, rank = self.fused.lanes * size, self.fused.one_rank
-        return built("fused_passes.c", f"-DREAL={name}", f"-DBYTES={width}", f"-DRANK={rank}")
+        options = (f"-DREAL={name}", f"-DBYTES={width}", f"-DRANK={rank}")
+        return built("teachers/fused_passes.c", *options)
 
     @functools.cached_property
     def _described(self) -> tuple[_Model, Any]:

@@ -10,7 +10,7 @@ import functools
 
 from torch import Tensor
 
-from myna.teachers.c_source import built
+from myna.c_source import built
 
 _OPTIONS = (
     *("-ffinite-math-only", "-fno-signed-zeros"),
@@ -21,7 +21,7 @@ _OPTIONS = (
 @functools.cache
 def compiled() -> ctypes.CDLL | None:
     """The library, or None where nothing compiles it."""
-    found = built("llama_passes.c", *_OPTIONS)
+    found = built("teachers/llama_passes.c", *_OPTIONS)
     if found is None:
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_long
