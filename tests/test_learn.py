@@ -193,6 +193,23 @@ def test_structures_agree_on_a_stationary_teacher():
     )
 
 
+@pytest.mark.parametrize(
+    ("states", "symbols", "seed"), [(4, 2, 0), (4, 2, 1), (4, 2, 2), (6, 3, 2), (5, 2, 1)]
+)
+def test_one_basis_is_found_among_histories_with_room_for_children(states, symbols, seed):
+    """Short histories have all dimensions; children of longer ones would pass the horizon."""
+    teacher = open_teacher(f"zoo:hmm?states={states}&symbols={symbols}&horizon=6&seed={seed}")
+    result, _ = learn(teacher, structure=Structure.STATIONARY)
+    assert result.report.outcome is Outcome.VERIFIED and result.report.ranks == (states,)
+    assert variation(teacher, result.student) < 1e-10
+
+
+def test_a_horizon_too_short_for_one_basis_is_refused():
+    teacher = open_teacher("zoo:hmm?states=4&symbols=2&horizon=4")
+    with pytest.raises(InputError, match="histories of 3 tokens followed by futures of 2, and"):
+        learn(teacher, structure=Structure.STATIONARY)
+
+
 def test_stationarity_is_tested_and_reported():
     settings = ExactSettings(max_rank=20)
     still = open_teacher("zoo:hmm?states=3&symbols=4&horizon=8")

@@ -44,9 +44,17 @@ class Stationary:
         self._closed = False
 
     def close(self) -> LowRankModel:
-        """Add children until the basis explains them all, then balance it."""
-        candidates: dict[History, None] = dict.fromkeys([(), *self._sampled])
-        basis, self._closed = self._basis, False
+        """Add children until the basis explains them all, then balance it.
+
+        A member's children are asked as well, so what has no room for children before the
+        horizon is only explained.
+
+        Raises:
+            InputError: where a history with no room for children is not explained.
+        """
+        candidates = dict.fromkeys(filter(self._has_room, [(), *self._sampled]))
+        kept = tuple(filter(self._has_room, self._basis.histories))  # words may have grown
+        basis, self._closed = Basis(kept, {}, 1.0), False
         bound = math.inf
         while True:
             laws = self._table.laws(basis.histories)
@@ -57,20 +65,28 @@ class Stationary:
             elif bound == math.inf:
                 bound = self._settings.spanner_bound  # closed: now swap for small coefficients
             else:
-                self._basis, self._closed = grown, True
-                return self._model(grown)
+                break
             self._basis = basis
+        for history in grown.outside:
+            self._table.require_room(len(history) + 1, self._table.longest_future)
+        self._basis, self._closed = grown, True
+        return self._model(grown)
 
     def _span(
         self, candidates: list[History], preferred: tuple[History, ...], bound: float
     ) -> Basis:
         return self._table.span(
-            candidates,
+            list(filter(self._has_room, candidates)),
             preferred,
             bound=bound,
             tolerance=self._settings.tolerance,
             max_rank=self._settings.max_rank,
+            others=[h for h in candidates if not self._has_room(h)],
         )
+
+    def _has_room(self, history: History) -> bool:
+        """Whether a history's children can be asked; the empty one's must be."""
+        return not history or self._table.fits(len(history) + 1, self._table.longest_future)
 
     def _model(self, basis: Basis) -> LowRankModel:
         spec = self._view.spec
@@ -90,14 +106,13 @@ class Stationary:
         if not splits:
             return False
         words = telling_words(splits, self._table, self._basis, self._settings.mismatch)
-        grew = self._table.add_futures(words)
+        # past this length not even the empty history's children could be asked
+        grew = self._table.add_futures([w for w in words if self._table.fits(1, len(w))])
         known = {(), *self._sampled}
-        horizon = self._view.spec.horizon
-        room = None if horizon is None else horizon - 1 - self._table.longest_future
         fresh = [
             h
             for h in dict.fromkeys(split.history for split in splits)
-            if h not in known and (room is None or len(h) <= room)
+            if h not in known and self._has_room(h)
         ]
         self._sampled += fresh
         return grew or bool(fresh)

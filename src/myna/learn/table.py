@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from myna.errors import InputError
-from myna.lowrank.spanner import barycentric_spanner
+from myna.lowrank.spanner import barycentric_spanner, basis_coefficients
 from myna.teachers.ledger import LawsView
 from myna.teachers.prefixes import Prefixes
 
@@ -44,11 +44,14 @@ class Basis:
     histories: h_1 ... h_S
     coefficients: (candidate, S), P(. | candidate) = sum_j coefficients[., j] P(. | h_j)
     condition: condition number of the scaled basis rows
+    outside: candidates farther from the span than the tolerance; only such as could not be
+        taken into the basis
     """
 
     histories: tuple[History, ...]
     coefficients: dict[History, Float[Tensor, " rank"]]
     condition: float
+    outside: tuple[History, ...] = ()
 
 
 class Table:
@@ -76,7 +79,7 @@ class Table:
         new = [h for h in dict.fromkeys(histories) if h not in self.index]
         if not new:
             return
-        self._require_room(max(len(h) for h in new), self.longest_future)
+        self.require_room(max(len(h) for h in new), self.longest_future)
         columns = range(len(self.futures))
         block = self._ask(
             new, columns, self._values.new_empty((len(new), 0, self._values.shape[2]))
@@ -85,12 +88,20 @@ class Table:
         self.index.update(zip(new, range(len(self.index), len(self.index) + len(new)), strict=True))
 
     def add_futures(self, words: Sequence[History]) -> bool:
-        """Add words with all their prefixes; ask every history; say if any was new."""
+        """Add words with all their prefixes; ask every history; say if any was new.
+
+        Histories that leave no room for them before the horizon are dropped.
+        """
         closed = {word[:n] for word in words for n in range(len(word) + 1)}
         new = sorted(closed - set(self.futures), key=lambda word: (len(word), word))
         if not new:
             return False
-        self._require_room(max(map(len, self.index), default=0), max(map(len, new)))
+        longest = max(map(len, new))
+        self.require_room(0, longest)
+        kept = {h: i for h, i in self.index.items() if self.fits(len(h), longest)}
+        if len(kept) < len(self.index):
+            self._values = self._values[list(kept.values())]
+            self.index = {h: i for i, h in enumerate(kept)}
         start = len(self.futures)
         self.futures += new
         try:
@@ -124,8 +135,13 @@ class Table:
         empty = self._values.new_empty((len(histories), 0, self._values.shape[2]))
         return self._ask(list(histories), columns, empty)
 
-    def _require_room(self, history: int, word: int) -> None:
-        if self._longest is not None and history + word > self._longest:
+    def fits(self, history: int, word: int) -> bool:
+        """Whether a law is left after so many tokens of a history and of a word."""
+        return self._longest is None or history + word <= self._longest
+
+    def require_room(self, history: int, word: int) -> None:
+        """Refuse so many tokens of a history and of a word where no law is left after them."""
+        if self._longest is not None and not self.fits(history, word):
             raise InputError(
                 f"one basis for all cuts needs histories of {history} tokens followed by "
                 f"futures of {word + 1}, and the horizon is {self._longest + 1}; learn with one "
@@ -204,14 +220,19 @@ class Table:
         bound: float,
         tolerance: float,
         max_rank: int,
+        others: Sequence[History] = (),
     ) -> Basis:
         """A C-approximate barycentric spanner of the candidates' rows.
+
+        others: written over the basis as well, but not taken into it
 
         Raises:
             NotLowRank: where more than `max_rank` rows are independent.
         """
         place = {h: i for i, h in enumerate(candidates)}
-        scaled = self.scaled(candidates)
+        every = [*candidates, *others]
+        whole = self.scaled(every)
+        scaled = whole[: len(candidates)]
         spanner = barycentric_spanner(
             scaled,
             bound=bound,
@@ -222,10 +243,16 @@ class Table:
         if len(spanner.indices) > max_rank:
             values = torch.linalg.svdvals(scaled[spanner.indices])
             raise NotLowRank(len(spanner.indices), values)
+        coefficients, residuals = spanner.coefficients, spanner.residuals
+        if others:
+            coefficients = basis_coefficients(whole, spanner.indices)
+            residuals = (whole - coefficients @ whole[spanner.indices]).norm(dim=1)
+        beyond = (residuals[len(candidates) :] > tolerance).tolist()
         return Basis(
             histories=tuple(candidates[i] for i in spanner.indices.tolist()),
-            coefficients=dict(zip(candidates, spanner.coefficients.unbind(0), strict=True)),
+            coefficients=dict(zip(every, coefficients.unbind(0), strict=True)),
             condition=float(spanner.condition),
+            outside=tuple(h for h, out in zip(others, beyond, strict=True) if out),
         )
 
     def singular_values(self, histories: Sequence[History]) -> Float[Tensor, " values"]:
