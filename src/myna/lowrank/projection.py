@@ -36,6 +36,7 @@ from myna.errors import InputError
 from myna.lowrank.affine import affine_minimum
 from myna.lowrank.box_projection import box_proposal
 from myna.lowrank.divergence import TINY, Divergence
+from myna.lowrank.hull_projection import hull_proposal
 from myna.lowrank.interior import Iterate, Layout, advance, start
 from myna.lowrank.polytope import Polytope
 
@@ -303,7 +304,8 @@ def _proposed(
     w: Float[Tensor, "batch future"], k: Polytope, divergence: Divergence
 ) -> _Point | None:
     """The compiled pass's answers, certified; None where it has none."""
-    answer = box_proposal(w, k, divergence)
+    propose = box_proposal if k.vertices is None else hull_proposal
+    answer = propose(w, k, divergence)
     if answer is None:
         return None
     x, y = answer
