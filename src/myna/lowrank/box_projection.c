@@ -71,6 +71,27 @@ static void prepare(struct space *p, const struct task *t) {
     }
 }
 
+/* J for the sum alone, from J of the matrix */
+KERNEL void begin(struct quadratic *s) {
+    double beyond = 0;
+    s->count = 0, s->equalities = 1;
+    for (long k = 0; k < s->n; k++) {
+        s->d[k] = 0;
+        for (long i = 0; i < s->n; i++) s->d[k] += s->j[k * s->np + i];
+        beyond += s->d[k] * s->d[k];
+    }
+    activate(s, beyond, -1, 0);
+}
+
+/* the minimum over the sum alone; needs `begin` */
+INLINE void over_sum(struct quadratic *s, const double *g, double total) {
+    s->count = 1;
+    s->d[0] = total / s->u[0];
+    for (long k = 1; k < s->n; k++) s->d[k] = -dot(s->j + k * s->np, g, s->np);
+    clear(s->x, s->np);
+    combine(s->d, s->j, s->n, s->np, s->x);
+}
+
 /* the quadratic program's J for the matrix of the moment; 0 where it is not definite */
 KERNEL int factorised(struct space *p, const double *left, double *j) {
     struct quadratic *s = &p->s;

@@ -13,7 +13,7 @@
 #define STILL 1e-10 /* relative: slower entries and weights do not move */
 
 struct absolute {
-    long n, np, m, mp, vertices, vp;  /* n: with the one */
+    long n, np, m, mp, vp;            /* n: with the one */
     const double *points, *across;    /* [V 1] (vertex, np), and its transpose (n, vp) */
     const double *rows, *columns;     /* R (n - 1, mp), and R' (m, np) */
     const double *w;                  /* targets (mp) */

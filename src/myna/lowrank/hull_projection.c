@@ -2,14 +2,20 @@
  *
  *     minimise  sum_j phi_j(z_j)   over   z = x V R,  x >= 0,  sum x = 1
  *
- * A quadratic model at c = x V, with H = R D R' = L L' and slopes f, is a distance: |c L - b|^2 / 2
- * with b = L^-1 f, so its minimum is the point nearest to zero among those of the hull of
- * q_i = v_i L - b. Since x enters through its directions only, the sum may be penalised instead:
- * x >= 0 is the least of |x Q|^2 + d^2 (sum x - 1)^2 divided by its sum, for every d > 0. The dual
- * of that is a quadratic program in the few coordinates of the sketch, one more, and one
- * inequality a vertex, which quadratic.h solves: its multipliers are x (Wolfe's corral, Mathematical
- * Programming 11, 1976, reached from outside). L2 is one such program, KL takes Newton steps
- * (entropy.h), and L1 is a linear program (hull_absolute.h). Floors are left out.
+ * L2 is one program as below, KL takes Newton steps (entropy.h) that are such programs, and L1 is a
+ * linear program that starts at the heaviest vertex of L2 (hull_absolute.h). A quadratic model with
+ * H = R D R' = L L' is |c L - b|^2 / 2 at c = x V, so that it asks for the point nearest to zero
+ * in the hull of the q_i = v_i L - b (Wolfe, Mathematical Programming 11, 1976). With d > 0,
+ *
+ *     minimise  |sum_i x_i (q_i, d) - (0, 1/d)|^2 / 2   over   x >= 0
+ *
+ * has the same x but for its sum, since for each sum the best directions are these. The dual has few
+ * coordinates: with a_i = (v_i, 1) and J = [L' -b; 0 d], so that J a_i = (q_i, d), it is
+ *
+ *     minimise  |u|^2 / 2 + u_last / d   over   <J a_i, u> >= 0,
+ *
+ * which quadratic.h solves in J' u, with multipliers x. Floors are left out: where one is missed,
+ * who calls this solves the row again. A row that fails gets NaN.
  */
 #include <stdlib.h>
 
@@ -19,8 +25,6 @@
 #include "quadratic.h"
 
 #include "hull_absolute.h"
-
-#define ROUNDING 1e-15 /* relative: a vertex this little better than the answer is not */
 
 enum way { KL, L1, L2 };
 
@@ -40,9 +44,8 @@ struct space { /* padded: np, mp; lp for the coordinates with the sum, vp for ve
     double *points, *across;         /* [V 1] (vertex, lp), and its transpose (n + 1, vp) */
     double *h, *inverse, *work;      /* (n, np) H, then its factor, L^-1; (n + 1, lp) J in use */
     double *f, *c, *b, *aim;         /* (np): slopes, the point, L^-1 f; what slopes are of (mp) */
-    double *x, *floor;               /* (vp): weights, how far below zero is rounding */
+    double *x, *zeros;               /* (vp): weights, and none */
     long *before;                    /* (n + 1): vertices that had weight */
-    long count;
 };
 
 /* rooms in one block; the numbers needed where `block` is NULL */
@@ -59,14 +62,14 @@ static long laid_out(struct space *p, double *block, const struct task *t) {
     double **longs[] = {&p->e.w, &p->e.log_w, &p->e.z, &p->e.slope, &p->e.curvature, &p->e.dz,
                         &p->e.next, &p->e.next_slope, &p->aim, &p->a.z, &p->a.sign, &p->a.rate,
                         &p->a.when};
-    double **wides[] = {&p->x, &p->floor, &p->s.z, &p->s.moved, &p->a.cost};
+    double **wides[] = {&p->x, &p->zeros, &p->s.moved, &p->a.cost};
     long **names[] = {&p->before, &p->s.active, &p->a.corner, &p->a.hit, &p->a.moved};
-    for (unsigned i = 0; i < sizeof tables / sizeof *tables; i++)
-        *tables[i].at = taken(block, &used, tables[i].count);
-    for (unsigned i = 0; i < sizeof shorts / sizeof *shorts; i++) *shorts[i] = taken(block, &used, n + 1);
-    for (unsigned i = 0; i < sizeof longs / sizeof *longs; i++) *longs[i] = taken(block, &used, t->m);
-    for (unsigned i = 0; i < sizeof wides / sizeof *wides; i++) *wides[i] = taken(block, &used, t->vertices);
-    for (unsigned i = 0; i < sizeof names / sizeof *names; i++) *names[i] = (long *)taken(block, &used, n + 2);
+#define EACH(kind) for (unsigned i = 0; i < sizeof kind / sizeof *kind; i++)
+    EACH(tables) *tables[i].at = taken(block, &used, tables[i].count);
+    EACH(shorts) *shorts[i] = taken(block, &used, n + 1);
+    EACH(longs) *longs[i] = taken(block, &used, t->m);
+    EACH(wides) *wides[i] = taken(block, &used, t->vertices);
+    EACH(names) *names[i] = (long *)taken(block, &used, n + 2);
     return used;
 }
 
@@ -81,12 +84,12 @@ static void prepare(struct space *p, const struct task *t) {
                 t->sketch[i * m + j];
     for (long v = 0; v < vertices; v++)
         for (long i = 0; i <= n; i++)
-            p->points[v * p->lp + i] = p->across[i * p->vp + v] =
-                i < n ? t->points[v * n + i] : 1;
-    s->n = n + 1, s->np = p->lp, s->m = vertices, s->mp = p->vp;
-    s->rows = p->across, s->columns = p->points, s->floor = p->floor, s->j = p->work;
+            p->points[v * p->lp + i] = p->across[i * p->vp + v] = i < n ? t->points[v * n + i] : 1;
+    s->equalities = 0, s->n = n + 1, s->np = p->lp, s->m = vertices, s->mp = p->vp;
+    s->rows = p->across, s->columns = p->points, s->j = p->work;
+    s->floor = s->z = p->zeros;
     for (long i = 0; i <= n; i++) s->low[i] = -INFINITY, s->high[i] = INFINITY;
-    a->n = n + 1, a->np = p->lp, a->m = m, a->mp = p->mp, a->vertices = vertices, a->vp = p->vp;
+    a->n = n + 1, a->np = p->lp, a->m = m, a->mp = p->mp, a->vp = p->vp;
     a->points = p->points, a->across = p->across, a->rows = p->rows, a->columns = p->lifted;
     a->w = p->e.w;
 }
@@ -104,10 +107,10 @@ KERNEL int factorised(struct space *p, const double *left) {
 }
 
 /* J = [L' -b; 0 d], and the minimum without any vertex */
-INLINE double begun(struct space *p) {
+INLINE void begun(struct space *p) {
     struct quadratic *s = &p->s;
     long n = p->n, np = p->np, lp = p->lp;
-    double square = 0, most = 0;
+    double square = 0;
     for (long k = 0; k < n; k++) p->f[k] = dot(p->rows + k * p->mp, p->aim, p->mp);
     for (long k = 0; k < n; k++) {
         p->b[k] = dot(p->inverse + k * np, p->f, np);
@@ -116,23 +119,22 @@ INLINE double begun(struct space *p) {
     clear(p->work, (n + 1) * lp), clear(s->x, lp);
     for (long k = 0; k < n; k++) {
         memcpy(p->work + k * lp, p->h + k * np, n * sizeof *p->work);
-        p->work[k * lp + n] = -p->b[k], most = larger(most, fabs(p->f[k]));
+        p->work[k * lp + n] = -p->b[k];
     }
-    p->work[n * lp + n] = sqrt(square), s->x[n] = -square;
-    for (long v = 0; v < p->vertices; v++) p->floor[v] = -ROUNDING * square;
-    return square;
+    p->work[n * lp + n] = sqrt(square), s->x[n] = -1;
 }
 
 /* weights of the vertices whose model, with curvatures D and slopes of `aim`, is least */
 KERNEL int nearest(struct space *p) {
     struct quadratic *s = &p->s;
     long before = s->count;
-    double square = begun(p), slack, sum = 0;
+    double slack, sum = 0;
+    begun(p);
     memcpy(p->before, s->active, before * sizeof *p->before);
     s->count = 0;
     for (long k = 0; k < before; k++) { /* those of the last step are likely to be those of this */
         double room = dot(p->points + (p->before[k] - 2 * s->n) * p->lp, s->x, p->lp);
-        if (room < -ROUNDING * square && !satisfy(s, p->before[k], room)) return 0;
+        if (room < -SLACK && !satisfy(s, p->before[k], room)) return 0;
     }
     long name = violated(s, &slack);
     if (name >= 0 && !into_bounds(s, name, slack)) return 0;
@@ -148,7 +150,7 @@ KERNEL int nearest(struct space *p) {
     return 1;
 }
 
-/* weights less `length` of the way to those of the last program */
+/* weights, by `length` towards those of the last program */
 INLINE void move(struct space *p, double length) {
     struct quadratic *s = &p->s;
     for (long v = 0; v < p->vertices; v++) p->x[v] *= 1 - length;
@@ -185,25 +187,32 @@ KERNEL int newton(struct space *p, double *y) { /* KL */
     return 0;
 }
 
-static int solved(struct space *p, const struct task *t, double *y) {
-    p->s.count = 0;
-    if (t->way == KL) return newton(p, y);
+KERNEL int least_squares(struct space *p, double *y) { /* L2 */
     memcpy(p->aim, p->e.w, p->mp * sizeof *p->aim);
     if (!nearest(p)) return 0;
     move(p, 1);
-    if (t->way == L2) {
-        for (long j = 0; j < p->m; j++) y[j] = p->e.next[j] - p->e.w[j];
-        return 1;
-    }
-    long heaviest = 0;
-    for (long k = 1; k < p->s.count; k++)
-        if (p->s.multiplier[k] > p->s.multiplier[heaviest]) heaviest = k;
-    if (!descend(&p->a, p->s.active[heaviest] - 2 * p->s.n, y)) return 0;
-    double sum = 0;
-    clear(p->x, p->vp);
-    for (long s = 0; s < p->a.k; s++) sum += larger(p->a.x[s], 0);
-    for (long s = 0; s < p->a.k; s++) p->x[p->a.corner[s]] = larger(p->a.x[s], 0) / sum;
+    for (long j = 0; j < p->m; j++) y[j] = p->e.next[j] - p->e.w[j];
     return 1;
+}
+
+KERNEL int least_absolute(struct space *p, double *y) { /* L1, from L2's answer */
+    const struct absolute *a = &p->a;
+    long heaviest = 0;
+    double sum = 0;
+    for (long v = 1; v < p->vertices; v++)
+        if (p->x[v] > p->x[heaviest]) heaviest = v;
+    if (!descend(&p->a, heaviest, y)) return 0;
+    clear(p->x, p->vp);
+    for (long k = 0; k < a->k; k++) sum += larger(a->x[k], 0);
+    for (long k = 0; k < a->k; k++) p->x[a->corner[k]] = larger(a->x[k], 0) / sum;
+    return 1;
+}
+
+static int solved(struct space *p, const struct task *t, double *y) {
+    p->s.count = 0;
+    clear(p->x, p->vp);
+    if (t->way == KL) return newton(p, y);
+    return least_squares(p, y) && (t->way == L2 || least_absolute(p, y));
 }
 
 /* 0, or 1 where there is no memory */

@@ -1,4 +1,17 @@
-"""Answers to projections onto a convex hull, proposed row by row by a pass of C."""
+"""Answers to projections onto a convex hull of vertices, proposed row by row by a pass of C.
+
+    minimise  sum_j phi_j(z_j)   over   z = x V R,  x >= 0,  sum_i x_i = 1
+
+For each target the pass gives weights x and multipliers y = phi'(z) with <v_i R, y> least where x_i
+is not zero: what the certificate of `projection` asks for. L2 asks for the point nearest to zero in
+a hull (Wolfe, Mathematical Programming 11, 1976), here by the dual active set of boxes (Goldfarb and
+Idnani, Mathematical Programming 27, 1983) on the dual, which has few coordinates and one inequality
+a vertex. KL is Newton steps that are such programs, and L1 a linear program by the simplex method
+that passes many sign changes in a step (Barrodale and Roberts, SIAM J. Numer. Anal. 10, 1973).
+
+As for boxes (`box_projection`), rows are alone and nothing here is trusted. Floors are left out: an
+answer below one is not certified, and the row is solved again.
+"""
 
 import ctypes
 

@@ -155,28 +155,7 @@ INLINE int satisfy(struct quadratic *s, long name, double slack) {
     }
 }
 
-/* J for the sum alone, from J of the matrix */
-KERNEL void begin(struct quadratic *s) {
-    double beyond = 0;
-    s->count = 0, s->equalities = 1;
-    for (long k = 0; k < s->n; k++) {
-        s->d[k] = 0;
-        for (long i = 0; i < s->n; i++) s->d[k] += s->j[k * s->np + i];
-        beyond += s->d[k] * s->d[k];
-    }
-    activate(s, beyond, -1, 0);
-}
-
-/* the minimum over the sum alone; needs `begin` */
-INLINE void over_sum(struct quadratic *s, const double *g, double total) {
-    s->count = 1;
-    s->d[0] = total / s->u[0];
-    for (long k = 1; k < s->n; k++) s->d[k] = -dot(s->j + k * s->np, g, s->np);
-    clear(s->x, s->np);
-    combine(s->d, s->j, s->n, s->np, s->x);
-}
-
-/* from there into the inequalities; 0 where that failed */
+/* into the inequalities, from a minimum over the equalities; 0 where that failed */
 KERNEL int into_bounds(struct quadratic *s, long name, double slack) {
     for (long left = 10 * (s->n + 2); name >= 0 && left; left--) {
         if (!satisfy(s, name, slack)) return 0;
