@@ -43,10 +43,12 @@ struct space { /* padded: np, mp; lp for the coordinates with the sum, vp for ve
     double *lifted;                  /* R' with a zero (m, lp) */
     double *points, *across;         /* [V 1] (vertex, lp), and its transpose (n + 1, vp) */
     double *h, *inverse, *work;      /* (n, np) H, then its factor, L^-1; (n + 1, lp) J in use */
-    double *f, *c, *b, *aim;         /* (np): slopes, the point, L^-1 f; what slopes are of (mp) */
+    double *f, *c, *b, *aim;         /* (np): R aim, c, L^-1 f; (mp): D z - phi', what f is made of */
     double *x, *zeros;               /* (vp): weights, and none */
     long *before;                    /* (n + 1): vertices that had weight */
 };
+
+#define EACH(kind) for (unsigned i = 0; i < sizeof kind / sizeof *kind; i++)
 
 /* rooms in one block; the numbers needed where `block` is NULL */
 static long laid_out(struct space *p, double *block, const struct task *t) {
@@ -64,7 +66,6 @@ static long laid_out(struct space *p, double *block, const struct task *t) {
                         &p->a.when};
     double **wides[] = {&p->x, &p->zeros, &p->s.moved, &p->a.cost};
     long **names[] = {&p->before, &p->s.active, &p->a.corner, &p->a.hit, &p->a.moved};
-#define EACH(kind) for (unsigned i = 0; i < sizeof kind / sizeof *kind; i++)
     EACH(tables) *tables[i].at = taken(block, &used, tables[i].count);
     EACH(shorts) *shorts[i] = taken(block, &used, n + 1);
     EACH(longs) *longs[i] = taken(block, &used, t->m);
@@ -106,7 +107,8 @@ KERNEL int factorised(struct space *p, const double *left) {
     return 1;
 }
 
-/* J = [L' -b; 0 d], and the minimum without any vertex */
+/* J = [L' -b; 0 d], and the minimum without any vertex; d is as large as the q_i, and so leaves
+ * all numbers near one, whatever the scale of targets */
 INLINE void begun(struct space *p) {
     struct quadratic *s = &p->s;
     long n = p->n, np = p->np, lp = p->lp;
@@ -124,7 +126,7 @@ INLINE void begun(struct space *p) {
     p->work[n * lp + n] = sqrt(square), s->x[n] = -1;
 }
 
-/* weights of the vertices whose model, with curvatures D and slopes of `aim`, is least */
+/* weights where the model of the last matrix and of `aim` is least; their sketch in e.next */
 KERNEL int nearest(struct space *p) {
     struct quadratic *s = &p->s;
     long before = s->count;
