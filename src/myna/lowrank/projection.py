@@ -186,8 +186,8 @@ def _uniform(w: Float[Tensor, "batch future"], k: Polytope, good: Tensor) -> Pro
 def _lifted(k: Polytope) -> tuple[Polytope, Tensor | slice]:
     """K without futures that no point has, and which are left; few vertices become the basis."""
     alive = (k.sketch != 0).any(0)
-    if bool(alive.all()):
-        alive = slice(None)  # takes no copies of targets
+    if bool(alive.all()) or not bool(alive.any()):
+        alive = slice(None)  # takes no copies of targets; some must stay
     sketch, vertices = k.sketch[:, alive], k.vertices
     if vertices is not None and len(vertices) <= 2 * len(sketch) + 1:
         sketch, vertices = vertices @ sketch, None
