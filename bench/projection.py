@@ -3,7 +3,7 @@
     python bench/projection.py
 
 Both at tolerance 1e-10 on one thread. Ours: 1,024 targets at once, wall-clock time of the
-whole call over 1,024; a first call apart, which compiles the pass for boxes. Clarabel: its own
+whole call over 1,024; a first call apart, which compiles the passes. Clarabel: its own
 solve time (`solver_stats.solve_time`), CVXPY's compile time apart, median over the first targets.
 Where the projection is onto a box it may lie inside ("free": every bound is slack for most
 targets) or against the bounds ("tight").

@@ -72,6 +72,8 @@ def degenerate():
     corners = torch.cat([vertices, torch.eye(RANK).double()])
     yield "zero targets, a face of the hull", on_face, hull(face, corners)
     yield "zero targets, signed", on_face, box(face)
+    yield "nothing but zeros, box", w, box(0 * sketch)
+    yield "nothing but zeros, hull", w, hull(0 * sketch, vertices)
     yield "single vertex", w, hull(sketch, vertices[:1])
     yield "two vertices", w, hull(sketch, vertices[:2])
     yield "one row", w, box(sketch[:1])
@@ -278,7 +280,8 @@ def test_failures_are_statuses_with_reasons_and_never_nan():
     assert nothing.status.tolist() == [Status.EMPTY]
     sums = project(w[:1], hull(sketch, vertices, 1.05 * (vertices @ sketch).mean(0)), Divergence.L2)
     assert sums.status.tolist() == [Status.EMPTY]
-    hasty = project(random_parts(4)[2], hull(sketch, vertices), max_iterations=2)
+    binding = hull(sketch, vertices, 0.9 * (vertices @ sketch).mean(0))  # no pass solves it
+    hasty = project(random_parts(4)[2], binding, max_iterations=2)
     assert hasty.status.tolist() == [Status.STALLED]
     for result in (found, never, nothing, sums, hasty):
         assert not any(bool(table.isnan().any()) for table in result)

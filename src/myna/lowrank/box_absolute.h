@@ -7,7 +7,7 @@
  * followed past every entry whose sign change leaves it downhill (Barrodale and Roberts, SIAM J.
  * Numer. Anal. 10, 1973). The start, the nearest point in L2, is no corner: fixed coordinates stand
  * in. While some do, their edges are followed together, by steepest descent, and each step replaces
- * one. Names are those of box_quadratic.h, and 2 n + m + j for an entry hit.
+ * one. Names are those of quadratic.h, and 2 n + m + j for an entry hit.
  */
 #define FREE (-2L)       /* a coordinate that stands in */
 #define SUM (-1L)

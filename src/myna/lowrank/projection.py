@@ -21,8 +21,8 @@ the suboptimality that trusts nothing about how they were found.
 
 Where we differ from the paper: it asks for any solver; ours is a batched interior point
 (`interior`), with cheaper first attempts that are kept only where their certificate holds:
-for a box a pass of C where one can be compiled (`box_projection`), then the minimum that
-leaves out the inequalities. A failure is a status with a reason, never a NaN.
+a pass of C where one can be compiled (`box_projection`, `hull_projection`), and for a box the
+minimum that leaves out the inequalities. A failure is a status with a reason, never a NaN.
 """
 
 import enum
@@ -36,12 +36,14 @@ from myna.errors import InputError
 from myna.lowrank.affine import affine_minimum
 from myna.lowrank.box_projection import box_proposal
 from myna.lowrank.divergence import TINY, Divergence
+from myna.lowrank.hull_projection import hull_proposal
 from myna.lowrank.interior import Iterate, Layout, advance, start
 from myna.lowrank.polytope import Polytope
 
 _ROWS = 1024  # solved at once: larger batches leave the processor's cache
 _SPENT = 1e-3
 _FEASIBLE = 1e-10  # how far below the floor a sketch may be, whatever the tolerance
+_SUM = 1e-12  # how far from one weights may sum
 _EMPTY = 1e-7  # what no rounding explains: a floor missed, or mass where the target has none
 
 
@@ -184,8 +186,8 @@ def _uniform(w: Float[Tensor, "batch future"], k: Polytope, good: Tensor) -> Pro
 def _lifted(k: Polytope) -> tuple[Polytope, Tensor | slice]:
     """K without futures that no point has, and which are left; few vertices become the basis."""
     alive = (k.sketch != 0).any(0)
-    if bool(alive.all()):
-        alive = slice(None)  # takes no copies of targets
+    if bool(alive.all()) or not bool(alive.any()):
+        alive = slice(None)  # takes no copies of targets; some must stay
     sketch, vertices = k.sketch[:, alive], k.vertices
     if vertices is not None and len(vertices) <= 2 * len(sketch) + 1:
         sketch, vertices = vertices @ sketch, None
@@ -303,11 +305,14 @@ def _proposed(
     w: Float[Tensor, "batch future"], k: Polytope, divergence: Divergence
 ) -> _Point | None:
     """The compiled pass's answers, certified; None where it has none."""
-    answer = box_proposal(w, k, divergence)
+    propose = box_proposal if k.vertices is None else hull_proposal
+    answer = propose(w, k, divergence)
     if answer is None:
         return None
     x, y = answer
-    return _bounded(k, divergence, w, x, y, torch.isfinite(y[:, 0]))
+    least, most = x.aminmax(dim=1)
+    inside = (least >= k.low) & (most <= k.high) & ((x.sum(1) - 1).abs() < _SUM)
+    return _bounded(k, divergence, w, x, y, inside & torch.isfinite(y[:, 0]))
 
 
 def _first_attempt(
@@ -327,14 +332,14 @@ def _certified(k: Polytope, divergence: Divergence, now: Iterate) -> _Point:
     """The iterate's weights, put exactly within their bounds, and their certificate."""
     x = now.x.clamp(k.low, k.high)
     x = x / x.sum(1, keepdim=True)
-    y = now.y.clamp(max=1) if divergence is Divergence.L1 else now.y
-    return _bounded(k, divergence, now.w, x, y, torch.isfinite(y).all(1))
+    return _bounded(k, divergence, now.w, x, now.y, torch.isfinite(now.y).all(1))
 
 
 def _bounded(
     k: Polytope, divergence: Divergence, w: Tensor, x: Tensor, y: Tensor, fit: Tensor
 ) -> _Point:
     """Value, violation, and the gap to the bound that the module states; `fit` rows only."""
+    y = y.clamp(max=1) if divergence is Divergence.L1 else y  # above one there is no bound
     z = k.sketched(x)
     value = divergence.between(z, w)
     bound = divergence.least(y, w, k.floor) + k.lowest(k.pulled(y))

@@ -1,5 +1,7 @@
 /* Vectors and matrices padded with zeros to whole machine vectors, and products of them. */
+#include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
 #define KERNEL static __attribute__((noinline))
@@ -14,7 +16,6 @@ INLINE double smaller(double a, double b) { return a < b ? a : b; }
 INLINE double larger(double a, double b) { return a > b ? a : b; }
 
 INLINE long padded(long count) { return (count + LANES - 1) / LANES * LANES; }
-
 
 /* how lanes are halved: each meets the one `4`, `2`, `1` away */
 #define FOUR_ON(a) __builtin_shufflevector(a, a, 4, 5, 6, 7, 0, 1, 2, 3)
@@ -85,4 +86,25 @@ INLINE long least_of(const double *a, long size) {
     keep_less(&least, &at, TWO_ON(least), TWO_ON(at));
     keep_less(&least, &at, ONE_ON(least), ONE_ON(at));
     return at[0];
+}
+
+/* h (n, np), its upper blocks, = sum_j left_j' right_j, eight columns and rows at a time */
+KERNEL void squared(const double *left, const double *right, long n, long np, long m, double *h) {
+    for (long a = 0; a < np; a += LANES)
+        for (long b = a; b < np; b += LANES) {
+            vec sum[LANES] = {0};
+            for (long j = 0; j < m; j++) {
+                vec row = *(const vec *)(right + j * np + b);
+                _Pragma("GCC unroll 8") for (int i = 0; i < LANES; i++)
+                    sum[i] += left[j * np + a + i] * row;
+            }
+            for (long i = 0; i < LANES && a + i < n; i++) *(vec *)(h + (a + i) * np + b) = sum[i];
+        }
+}
+
+/* the next room for `count` numbers of a block, or NULL where there is no block yet */
+static double *taken(double *block, long *used, long count) {
+    long here = *used;
+    *used += padded(count);
+    return block ? block + here : NULL;
 }

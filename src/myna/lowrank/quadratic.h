@@ -7,9 +7,6 @@
  * The rows of J are such that J H J' = 1 and, with N the active normals, N J' = (U' 0).
  * An inequality is i (low), n + i (high) or 2 n + j (floor).
  */
-#include <math.h>
-#include <string.h>
-
 #define SLACK 1e-13     /* how far outside an inequality counts as rounding */
 #define DEPENDENT 1e-22 /* squared, the share of a normal that the active ones do not span */
 #define JITTER 1e-14    /* relative, keeps factors of singular matrices defined */
@@ -22,8 +19,8 @@ struct quadratic {
     double *j, *u;                /* (n, np), (n, np): column k of U in row k */
     double *x, *moved;            /* the answer (np), and z + x R (mp) */
     double *d, *r, *step, *multiplier; /* (np) each */
-    long *active;                 /* (n), of which the first is the sum */
-    long count;
+    long *active;                 /* (n), equalities first: the sum */
+    long count, equalities;
 };
 
 /* rows of the inverse of the Cholesky factor of h (n, np), which is overwritten */
@@ -125,7 +122,7 @@ INLINE double dual_room(struct quadratic *s, long *first) {
         double r = s->d[k];
         for (long i = k + 1; i < s->count; i++) r -= s->u[i * s->np + k] * s->r[i];
         s->r[k] = r / s->u[k * s->np + k];
-        if (k > 0 && s->r[k] > 0 && s->multiplier[k] < room * s->r[k])
+        if (k >= s->equalities && s->r[k] > 0 && s->multiplier[k] < room * s->r[k])
             room = s->multiplier[k] / s->r[k], *first = k;
     }
     return room;
@@ -158,28 +155,7 @@ INLINE int satisfy(struct quadratic *s, long name, double slack) {
     }
 }
 
-/* J for the sum alone, from J of the matrix */
-KERNEL void begin(struct quadratic *s) {
-    double beyond = 0;
-    s->count = 0;
-    for (long k = 0; k < s->n; k++) {
-        s->d[k] = 0;
-        for (long i = 0; i < s->n; i++) s->d[k] += s->j[k * s->np + i];
-        beyond += s->d[k] * s->d[k];
-    }
-    activate(s, beyond, -1, 0);
-}
-
-/* the minimum over the sum alone; needs `begin` */
-INLINE void over_sum(struct quadratic *s, const double *g, double total) {
-    s->count = 1;
-    s->d[0] = total / s->u[0];
-    for (long k = 1; k < s->n; k++) s->d[k] = -dot(s->j + k * s->np, g, s->np);
-    clear(s->x, s->np);
-    combine(s->d, s->j, s->n, s->np, s->x);
-}
-
-/* from there into the inequalities; 0 where that failed */
+/* into the inequalities, from a minimum over the equalities; 0 where that failed */
 KERNEL int into_bounds(struct quadratic *s, long name, double slack) {
     for (long left = 10 * (s->n + 2); name >= 0 && left; left--) {
         if (!satisfy(s, name, slack)) return 0;
