@@ -10,8 +10,9 @@ expectation maximisation started at the truth on as many plain tokens. Errors: t
 any entry of T and E, and the mean of |rows|_1. The learner from samples skips its own refinement
 (`refine=False`) and draws most of its budget as plain strings, as the polish on the recorded
 answers climbs the same likelihood with fewer parameters. pi is left out of the samples' errors:
-one string says one draw of it. EM from the truth goes on until an iteration gains less than 1e-10
-nats a token, or to 2,000: ended early it would show the truth and not the maximum beside it.
+one string says one draw of it. EM from the truth, by squared extrapolation, goes on until an
+iteration gains less than 1e-10 nats a token, or to 2,000: ended early it would show the truth and
+not the maximum beside it.
 Each part and set of seeds keeps its own JSON.
 """
 
@@ -93,7 +94,9 @@ def samples(seed: int, budget: int) -> dict:
     polishing = time.perf_counter() - started - learning
     start = HmmParameters(teacher.initial_law, teacher.transition, teacher.emission)
     parameters, climb = fit_hmm(
-        plain(teacher, budget, seed), start, EmSettings(tolerance_nats=1e-10)
+        plain(teacher, budget, seed),
+        start,
+        EmSettings(tolerance_nats=1e-10, accelerated=True),
     )
     floor = errors(parameters.model(teacher.spec), teacher)
     return {

@@ -45,8 +45,8 @@ _SPARE = 0.5  # more states than asked for, merged again: S states alone often e
 _RULES = 100  # multiplicative updates of each factor
 _READ, _FACTORED = 4000, 500  # strings that starts are compared on, and those factored
 _SWEEPS = 60  # of likelihood before starts are compared
-_SHARE = 0.02  # of the uniform law mixed into a start, so that nothing is zero for ever
-_CLIMB = EmSettings(tolerance_nats=1e-8)  # nats a token: a smaller gain ends the last climb
+_SHARE = 0.02  # of the uniform law mixed into starts, so that nothing is zero for ever
+_CLIMB = EmSettings(tolerance_nats=1e-10)  # nats a token: a smaller gain ends a last climb
 _LENGTH = 100  # tokens of drawn strings of a student without a horizon
 
 
@@ -94,7 +94,7 @@ def recover_hmm(
     states: S, at least 1; may differ from the student's rank
     evidence: what the likelihood is of, as from `drawn_evidence` or `recorded_evidence`
     held_out: strings that are not in it, to compare student and model by
-    settings: of the last climb
+    settings: of the last climbs
 
     Raises:
         InputError: for another kind of student, or evidence that does not fit it.
@@ -110,7 +110,7 @@ def recover_hmm(
     few = EmSettings(max_iterations=_SWEEPS)
     tried = [fit_hmm(read, start.parameters, few) for start in found]
     best = max(range(len(tried)), key=lambda i: tried[i][1].trace[-1].log_likelihood)
-    parameters, climb = fit_hmm(evidence, tried[best][0], settings)
+    parameters, climb = lifted_climb(evidence, tried[best][0], settings)
     model = parameters.model(student.spec)
     told = Recovery(
         start=found[best].name,
@@ -137,6 +137,22 @@ def whole_strings(evidence: Evidence) -> Strings:
     plain = (evidence.given == 0) & (evidence.lengths > 0)
     rows = plain.nonzero()[:, 0].repeat_interleave(evidence.counts[plain].long())
     return Strings(evidence.tokens[rows], evidence.lengths[rows])
+
+
+def lifted_climb(
+    evidence: Evidence, start: HmmParameters, settings: EmSettings
+) -> tuple[HmmParameters, EmReport]:
+    """The likelier end of a climb and of another from there, zeros lifted before each.
+
+    Rows are softmaxes in a climb: what few strings sent to zero has no slope and stays.
+    """
+    once = fit_hmm(evidence, _lifted(start), settings)
+    again = fit_hmm(evidence, _lifted(once[0]), settings)
+    return max(once, again, key=lambda fit: fit[1].score)
+
+
+def _lifted(parameters: HmmParameters) -> HmmParameters:
+    return HmmParameters(*(_mixed(rows) for rows in parameters.tables))
 
 
 def _starts(
