@@ -15,6 +15,7 @@ from myna.learn.hidden_start import predicted_laws
 from myna.learn.hmm_recovery import (
     drawn_evidence,
     factorised_start,
+    lifted_climb,
     recover_hmm,
     whole_strings,
 )
@@ -91,6 +92,20 @@ def test_a_climb_from_factors_of_exact_predictions_ends_at_the_truth(generator):
     gaps = torch.cdist(truth().emission[0], found.emission[0], p=1)
     assert sorted(gaps.argmin(1).tolist()) == [0, 1, 2]
     assert float(gaps.min(1).values.max()) < 0.3
+
+
+def test_entries_sent_to_zero_come_back(generator):
+    """Prompts let L-BFGS climb over softmaxes, where an entry near zero has no slope."""
+    drawn = drawn_evidence(truth().model(LANGUAGE), 2000, generator)
+    evidence = drawn._replace(given=torch.arange(2000) % 4)
+    start = truth()
+    start.emission[0, 0, 2] = 1e-12
+    start.emission[0, 0, 0] += 0.1
+    settings = EmSettings(tolerance_nats=1e-9)
+    stuck, _ = fit_hmm(evidence, start, settings)
+    found, _ = lifted_climb(evidence, start, settings)
+    assert float(stuck.emission[0, 0, 2]) < 1e-3
+    assert float((found.emission - truth().emission).abs().max()) < 0.05
 
 
 def test_another_number_of_states_starts_from_factors(generator):
