@@ -1,5 +1,6 @@
 """Networks fitted to laws along text: the products, the data, the start, the fit, the command."""
 
+import dataclasses
 import json
 import math
 
@@ -113,6 +114,15 @@ def test_the_network_is_the_student_it_exports(generator):
     assert float(norms.max()) < 1 + 1e-4 and float(norms.min()) > 1 - 1e-4
     assert abs(network.largest_norm() - float(norms.max())) < 1e-5
     assert student.steps[0].change[:, :, 0].T.tolist() == [[1, 0, 0, 0, 0]] * 6
+
+
+def test_no_direction_hides_a_norm(generator):
+    """Operators that send the all-ones vector to zero are bounded as well."""
+    start = random_start(6, 4, generator)
+    moves = torch.randn(6, 4, 4, generator=generator, dtype=torch.float64)
+    moves = 3 * (moves - moves.mean(1, keepdim=True))
+    loud = dataclasses.replace(start, move=torch.zeros_like(start.move), moves=moves)
+    assert AffineNetwork(loud).largest_norm() < 1 + 1e-4
 
 
 def test_a_spectral_start_is_near_a_network_of_its_width():

@@ -24,6 +24,7 @@ from myna.learn.report import CutReport, ExactSettings
 from myna.learn.table import Basis, History, Table
 from myna.learn.verify import Check, Counterexample
 from myna.lowrank.model import LowRankModel
+from myna.lowrank.spanner import spanned_rank
 from myna.lowrank.step import Step
 
 _TINY = 1e-300
@@ -196,18 +197,10 @@ def cut_report(cut: int | None, table: Table, basis: Basis, settings: ExactSetti
     return CutReport(
         cut=cut,
         rank=len(basis.histories),
-        next_token_rank=_numerical_rank(scaled, settings.tolerance),
+        next_token_rank=spanned_rank(scaled, settings.tolerance),
         candidates=len(basis.coefficients),
         futures=len(table.futures),
         longest_future=table.longest_future,
         condition=basis.condition,
         singular_values=tuple(values.tolist()),
     )
-
-
-def _numerical_rank(rows: Float[Tensor, "history token"], tolerance: float) -> int:
-    """Singular values above the tolerance times the largest."""
-    if not rows.numel():
-        return 0
-    values = torch.linalg.svdvals(rows)
-    return int((values > tolerance * values[0]).sum())

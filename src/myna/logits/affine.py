@@ -54,7 +54,9 @@ class AffineNetwork(torch.nn.Module):
         self.offset, self.offsets = parameter(start.offset), parameter(start.offsets)
         self.own = parameter(start.moves)
         self.read, self.bias = parameter(start.read), parameter(start.bias)
-        self._left = torch.nn.functional.normalize(torch.ones_like(self.offsets.detach()), dim=1)
+        # no special direction: a matrix that has it in its kernel would keep the norm unseen
+        left = torch.randn(self.offsets.shape, generator=torch.Generator().manual_seed(0))
+        self._left = torch.nn.functional.normalize(left.to(self.offsets.device), dim=1)
         self._bounded(_WHOLE)
 
     def initial(self, batch: int) -> Float[Tensor, "string rank"]:
