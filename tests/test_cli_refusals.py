@@ -243,3 +243,32 @@ def test_a_file_where_a_folder_should_be_is_said(myna, tmp_path):
 def test_numbers_of_a_prompt_are_none_left_out(myna, target):
     status, _, told = myna("lingen", "zoo:hmm", "--target", target)
     assert status == 2 and "numbers of tokens stand between commas" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sample", PARITY, "-n", 2**32 + 1], "at most 4,294,967,296 sequences are drawn at once"),
+        (["sample", PARITY, "-n", 2**32], "more memory than there is"),
+        (["certify", "COPY", PARITY, "--method", "sample", "--samples", 10**20], "numbered below"),
+        (["compile", "COPY", "-o", "new", "--strings", 10**20], "drawn at once"),
+        (["compress", "COPY", "-o", "new", "--max-kl", "1", "--strings", 10**20], "drawn at once"),
+        (["learn", PARITY, "-o", "new", "--verify", 10**20], "numbered below"),
+    ],
+)
+def test_numbers_beyond_any_machine_are_refused(myna, monkeypatch, copy, tmp_path, words, message):
+    def refused(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("myna.teachers.scripted.ParityModel.initial", refused)
+    named = [copy if word == "COPY" else word for word in words]
+    status, shown, told = myna(*named, "--json")
+    assert status == 2 and message in told and message in json.loads(shown)["error"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_longest_string_beyond_any_number_is_no_limit(myna, tmp_path):
+    folder = learned("zoo:registers?k=1", tmp_path / "s", verify_histories=10, verify_strings=2)
+    words = ("certify", folder, "zoo:registers?k=1", "--samples", "10", "--max-tokens", 10**20)
+    assert myna(*words)[0] == 0

@@ -330,6 +330,13 @@ def main() -> None:
         elif ended.code == _INTERRUPTED:
             _json_error("interrupted")
         raise
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise  # torch has no type of its own for want of memory
+        sentence = "this takes more memory than there is; ask for less at once"
+        _json_error(sentence)
+        output.err.print(f"myna: {sentence}", markup=False)
+        sys.exit(2)
     except OSError as error:  # of files each command speaks itself; left is standard output
         what = error.filename or "standard output"
         sentence = f"the system refused {what}: {error.strerror or error}"
