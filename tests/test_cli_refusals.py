@@ -253,7 +253,10 @@ def test_numbers_of_a_prompt_are_none_left_out(myna, target):
         (["certify", "COPY", PARITY, "--method", "sample", "--samples", 10**20], "numbered below"),
         (["compile", "COPY", "-o", "new", "--strings", 10**20], "drawn at once"),
         (["compress", "COPY", "-o", "new", "--max-kl", "1", "--strings", 10**20], "drawn at once"),
-        (["learn", PARITY, "-o", "new", "--verify", 10**20], "numbered below"),
+        (
+            ["learn", "zoo:hmm?states=2&horizon=3", "-o", "new", "--verify", 10**20],
+            "numbered below",
+        ),
     ],
 )
 def test_numbers_beyond_any_machine_are_refused(myna, monkeypatch, copy, tmp_path, words, message):
@@ -272,3 +275,11 @@ def test_a_longest_string_beyond_any_number_is_no_limit(myna, tmp_path):
     folder = learned("zoo:registers?k=1", tmp_path / "s", verify_histories=10, verify_strings=2)
     words = ("certify", folder, "zoo:registers?k=1", "--samples", "10", "--max-tokens", 10**20)
     assert myna(*words)[0] == 0
+
+
+def test_a_copy_of_nothing_learned_is_not_called_the_best(myna, tmp_path):
+    status, shown, _ = myna("learn", PARITY, "-o", tmp_path / "s", "--budget", "0")
+    assert status == 1 and "takes all tokens for equally likely" in shown
+    assert "best copy" not in shown
+    shown = myna("learn", PARITY, "-o", tmp_path / "t", "--budget", "5")[1]
+    assert "this is the best copy so far" in shown
