@@ -106,7 +106,7 @@ def test_what_is_no_hidden_markov_model_of_its_rank_is_refused_with_the_residual
 
 def test_students_of_another_kind_are_refused():
     varying = learned(open_teacher("zoo:parity?bits=3")).student
-    with pytest.raises(InputError, match="stationary student without a stop token"):
+    with pytest.raises(InputError, match="for a stationary student"):
         hidden_form(varying, torch.Generator().manual_seed(0))
 
 

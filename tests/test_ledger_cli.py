@@ -290,9 +290,13 @@ def test_exports_hold_every_answer(myna, path, tmp_path, packed):
     assert exported(pq.read_table(table).to_pylist()) == expected
     before = lines.read_bytes()
     status, _, told = myna("ledger", "export", path, "-o", lines)
-    assert status == 2 and "exists or its folder does not" in told
+    assert status == 2 and "exists, and an export replaces nothing" in told
     assert lines.read_bytes() == before
-    assert myna("ledger", "export", path, "-o", tmp_path / "none" / "x")[0] == 2
+    status, _, told = myna("ledger", "export", path, "-o", tmp_path / "none" / "x.jsonl")
+    assert status == 2 and "none of the export does not exist" in told
+    status, _, told = myna("ledger", "export", path, "-o", tmp_path / "x.csv")
+    assert status == 2 and "ends in .jsonl or .parquet" in told
+    assert not (tmp_path / "x.csv").exists()
     other = tmp_path / "other"
     assert myna("ledger", "export", path, "-o", other, "--format", "parquet")[0] == 0
     assert pq.read_table(other).num_rows == 26

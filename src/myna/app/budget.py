@@ -13,6 +13,7 @@ bills them.
 """
 
 import dataclasses
+import math
 import re
 from typing import Annotated
 from urllib.parse import quote
@@ -102,7 +103,9 @@ def _number(digits: str, text: str, *, whole: bool) -> int | float:
     try:
         number = float(digits)
     except ValueError:
-        raise InputError(f"--budget takes a number such as 20000; got {text!r}") from None
+        number = math.inf
+    if not math.isfinite(number):
+        raise InputError(f"--budget takes a number such as 20000; got {text!r}")
     if whole and number != int(number):
         raise InputError(f"--budget takes a whole number of all but money; got {text!r}")
     return int(number) if whole else number

@@ -7,6 +7,7 @@ standard error, results to standard output.
 
 import contextlib
 import dataclasses
+import io
 import math
 import sys
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ from myna.app.options import (
     TeacherName,
     Yes,
 )
-from myna.app.picture import rank_and_queries, write_picture
+from myna.app.picture import check_folder, rank_and_queries, write_picture
 from myna.app.probe_command import probe_command
 from myna.app.spectrum_command import spectrum_command
 from myna.app.spending import confirm_spending
@@ -50,6 +51,8 @@ from myna.lowrank.student import Student, complete_strings
 from myna.teachers.ledger import Ledger
 from myna.teachers.oracle import as_samples
 from myna.teachers.uri import open_teacher, zoo_table
+
+_INTERRUPTED = 130  # exit status of a command that Ctrl-C ended
 
 app = typer.Typer(
     help="Learn a compact copy of a language model by asking it questions.",
@@ -113,6 +116,11 @@ def certify_command(
     of_laws = {"samples": samples, "floor": floor, "method": method}
     given = {name: value for name, value in of_laws.items() if value is not None}
     shared = {"confidence": confidence, "max_tokens": max_tokens}
+    if method is Method.ENUMERATE and samples is not None:
+        raise InputError(
+            "--samples draws strings, and --method enumerate goes through all of them; "
+            "leave one of them out"
+        )
     if access is Access.LAWS:
         confirm_spending(source, queries=limits.plain, generated=0, yes=yes)
         limit = budget_of(source, limits, queries=limits.plain)
@@ -230,10 +238,12 @@ def info(model: ModelName, as_json: Json = False) -> None:
         output.out.print(f"{'numbers':<12} {record['numbers_stored']:,}")
         kind = record["projection"] or "none"
         output.out.print(f"{'projection':<12} {kind}")
+        made = "learned from" if "report" in about else "made from"
         output.out.print(
-            f"{'learned from':<12} {about.get('teacher')}, commit {about.get('commit')}"
+            f"{made:<12} {about.get('teacher')}, commit {about.get('commit')}", markup=False
         )
-        output.out.print(f"{'outcome':<12} {about.get('report', {}).get('reason')}")
+        if "report" in about:  # what was compressed or read off a copy has none of its own
+            output.out.print(f"{'outcome':<12} {about['report'].get('reason')}", markup=False)
 
 
 @app.command()
@@ -260,6 +270,7 @@ def demo(
 ) -> None:
     """Learn noisy parity by asking, certify the copy, sample from it, draw a picture."""
     name = f"zoo:parity?bits={bits}&noise=0.1&seed={seed}"
+    check_folder(out)
     say = output.out.print
     say(
         f"[bold]Teacher[/bold]  {name}: {bits} uniform bits, then the parity of a secret subset, flipped 1 time in 10."
@@ -301,10 +312,39 @@ def demo(
 
 def main() -> None:
     """Run the command line; every failure becomes one sentence and an exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a token that the terminal cannot show ends no run
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()  # ends in SystemExit: 0 or 1 as the command said, 2 for wrong usage, 130 for Ctrl-C
     except MynaError as error:
-        if "--json" in sys.argv:
-            output.print_json({"error": str(error)})
+        _json_error(str(error))
         output.err.print(f"myna: {error}", markup=False)
         sys.exit(1 if isinstance(error, BudgetExhausted) else 2)
+    except SystemExit as ended:
+        # Wrong usage, and Ctrl-C, typer has told people already.
+        if said := getattr(ended.__context__, "format_message", None):
+            _json_error(said())
+        elif ended.code == _INTERRUPTED:
+            _json_error("interrupted")
+        raise
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise  # torch has no type of its own for want of memory
+        sentence = "this takes more memory than there is; ask for less at once"
+        _json_error(sentence)
+        output.err.print(f"myna: {sentence}", markup=False)
+        sys.exit(2)
+    except OSError as error:  # of files each command speaks itself; left is standard output
+        what = error.filename or "standard output"
+        sentence = f"the system refused {what}: {error.strerror or error}"
+        output.err.print(f"myna: {sentence}", markup=False)
+        sys.exit(2)
+
+
+def _json_error(sentence: str) -> None:
+    """What went wrong as the one JSON object, where JSON was asked for."""
+    if "--json" in sys.argv:
+        output.print_json({"error": sentence})

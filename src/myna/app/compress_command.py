@@ -11,7 +11,7 @@ from myna import __version__
 from myna.app import output
 from myna.app.budget import Budgets, budget_of, open_within, read_budget
 from myna.app.learn_command import learning_progress
-from myna.app.models import generator_of, open_saved, plain_copy, writing
+from myna.app.models import generator_of, open_saved, plain_copy
 from myna.app.options import Json, MaxTokens, Seed, Yes
 from myna.app.picture import write_picture
 from myna.app.spending import confirm_spending
@@ -85,8 +85,7 @@ def compress_command(
             left = limit.less(ledger.total())
             cost = _timed(source, left, _judging(copy, settings, seed))
     if curve is not None:
-        with writing("picture", curve):
-            write_picture(_chart(found, student, cost), curve.parent, curve.stem)
+        write_picture(_chart(found, student, cost), curve.parent, curve.stem)
     if as_json:
         output.print_json(_record(found, certificate, student, teacher, out, cost))
     else:

@@ -12,7 +12,7 @@ import typer
 from myna.app import output
 from myna.app.budget import Budgets, budget_of, open_within, read_budget
 from myna.app.options import Json, LedgerPath, Seed, TeacherName, Yes
-from myna.app.picture import write_picture
+from myna.app.picture import check_folder, write_picture
 from myna.app.spending import confirm_spending
 from myna.audit.copy_test import CopyTest, copy_test
 from myna.errors import InputError
@@ -48,6 +48,8 @@ def copytest_command(
     as_json: Json = False,
 ) -> None:
     """Ask a model to repeat words: how near the identity, and what no copy can do."""
+    if out is not None:
+        check_folder(out)
     limits = read_budget(budget)
     source = open_within(teacher, limits)
     opening, between = _parts(teacher, source.spec, template)

@@ -4,6 +4,7 @@ Exit status: 0 found; 1 there is no such model of the size, and why; 2 the reque
 be worked with.
 """
 
+import math
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -184,9 +185,8 @@ def _written(
             write_hmm(out, *parts, hmmlearn=names is Names.HMMLEARN)
         done["saved"] = str(out)
     if picture is not None:
-        with writing("picture", picture):
-            title = f"The hidden Markov model in {student}"
-            write_picture(hmm_chart(model, title), picture.parent, picture.stem)
+        title = f"The hidden Markov model in {student}"
+        write_picture(hmm_chart(model, title), picture.parent, picture.stem)
         done["picture"] = str(picture)
     return done
 
@@ -195,7 +195,8 @@ def _show(
     form: HiddenForm, only: Uniqueness | None, recovery: Recovery | None, record: dict[str, Any]
 ) -> None:
     """Each state with the tokens it emits most, and where it goes."""
-    residual = "" if recovery else f" (residual {form.residual:.2g})"
+    found = recovery is None and math.isfinite(form.residual)
+    residual = f" (residual {form.residual:.2g})" if found else ""
     output.out.print(f"{form.reason}{residual}", markup=False)
     if only is not None:
         output.out.print(only.why, markup=False)

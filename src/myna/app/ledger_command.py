@@ -14,6 +14,7 @@ from rich.markup import escape
 from myna.app import output
 from myna.app.models import describe
 from myna.app.options import Json
+from myna.errors import InputError
 from myna.teachers.account import Account
 from myna.teachers.ledger_audit import Summary, summarise
 from myna.teachers.ledger_audit import verify as verified
@@ -114,12 +115,22 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write every answer as a row of a table."""
-    form = form or (Form.PARQUET if out.suffix == ".parquet" else Form.JSONL)
+    form = form or _form(out)
     count = exported(file, out, form.value)
     if as_json:
         output.print_json({"ledger": str(file), "out": str(out), "format": form, "answers": count})
     else:
         output.out.print(f"{count:,} answers written to {out}", markup=False)
+
+
+def _form(out: Path) -> Form:
+    """What the ending of a file names."""
+    try:
+        return Form(out.suffix.removeprefix("."))
+    except ValueError:
+        raise InputError(
+            f"an export ends in .jsonl or .parquet, or --format says which it is; got {out}"
+        ) from None
 
 
 @app.command()

@@ -90,7 +90,10 @@ def _prompt(teacher: str, spec: Spec, target: str) -> list[int]:
     """Numbers where only numbers and commas are given, else a text."""
     if not target or set(target) - set("0123456789,"):
         return encoded(teacher, spec, [target])[0]
-    found = [int(part) for part in target.split(",") if part]
+    parts = target.split(",")
+    if not all(parts):
+        raise InputError(f"numbers of tokens stand between commas as 3,1,4, got {target!r}")
+    found = [int(part) for part in parts]
     if any(token >= spec.num_tokens for token in found):
         raise InputError(f"tokens of --target lie in 0..{spec.num_tokens - 1}, got {target}")
     return found

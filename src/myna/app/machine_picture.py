@@ -11,7 +11,6 @@ from typing import Any
 
 import altair as alt
 
-from myna.app.models import writing
 from myna.app.picture import write_picture
 from myna.errors import InputError
 from myna.lowrank.machine import Machine
@@ -46,8 +45,7 @@ def draw_machine(machine: Machine, file: Path, title: str) -> None:
     """
     check_picture(file, machine)
     chart = alt.vconcat(machine_chart(machine), title=title).configure_view(stroke=None)
-    with writing("picture", file):
-        write_picture(chart, file.parent, file.stem)
+    write_picture(chart, file.parent, file.stem)
 
 
 def machine_chart(machine: Machine) -> alt.LayerChart | alt.FacetChart:

@@ -80,9 +80,10 @@ def read_strings(path: str, spec: Spec, *, whole: bool) -> Strings:
         FormatError: naming the line and the token.
     """
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+        text = _standard_input() if path == "-" else Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"strings cannot be read from {path}: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"strings cannot be read from {path}: {why}") from error
     place = {name: token for token, name in enumerate(spec.alphabet)}
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -99,10 +100,26 @@ def read_strings(path: str, spec: Spec, *, whole: bool) -> Strings:
         full = spec.horizon is not None and len(row) >= spec.horizon
         if whole and spec.stop is not None and not full and row[-1:] != [spec.stop]:
             row.append(spec.stop)
+        if spec.horizon is not None and len(row) > spec.horizon:
+            raise FormatError(
+                f"{path}, line {number}: strings of this model have at most {spec.horizon} tokens, "
+                f"and this one has {len(row)}"
+            )
+        if spec.stop in row[:-1]:
+            raise FormatError(
+                f"{path}, line {number}: the stop token {spec.alphabet[spec.stop]!r} ends a string, "
+                "and tokens follow it"
+            )
         rows.append(row)
     if not rows:
         raise InputError(f"no strings in {path}; give one a line")
     return strings(rows)
+
+
+def _standard_input() -> str:
+    if sys.stdin is None:
+        raise InputError("standard input is closed; name a file of strings, or open it")
+    return sys.stdin.read()
 
 
 def describe(spec: Spec) -> dict[str, Any]:

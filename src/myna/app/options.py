@@ -9,7 +9,8 @@ import typer
 SAMPLED_TOKENS = 1_000_000  # that a command with access to samples spends unless told
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
+MOST_SEED = 2**63 - 1  # that a generator takes
+Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of every random choice.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Cut strings at this many tokens.")]
 TeacherName = Annotated[
     str,

@@ -41,7 +41,7 @@ def plain(value: Any) -> Any:
 
 def print_json(record: dict[str, Any]) -> None:
     """One JSON object on standard output."""
-    print(json.dumps(plain(record)))
+    print(json.dumps(plain(record)), flush=True)  # what cannot be written is known here
 
 
 def learn_record(report: LearnReport, teacher: str, student: str | None) -> dict[str, Any]:

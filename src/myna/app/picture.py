@@ -1,9 +1,12 @@
 """One chart specification, written as an HTML page and as a PNG."""
 
+import os
 from pathlib import Path
 
 import altair as alt
 
+from myna.app.models import writing
+from myna.errors import InputError
 from myna.learn.report import LearnReport
 
 _WIDTH = 640
@@ -60,9 +63,28 @@ def rank_and_queries(report: LearnReport, title: str) -> alt.VConcatChart:
 
 
 def write_picture(chart: alt.VConcatChart, folder: Path, name: str) -> tuple[Path, Path]:
-    """Write name.html (complete in itself, works offline) and name.png."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write name.html (complete in itself, works offline) and name.png.
+
+    Raises:
+        InputError: where they cannot be written.
+    """
     page, image = folder / f"{name}.html", folder / f"{name}.png"
-    chart.save(page, inline=True)
-    chart.save(image, scale_factor=2)
+    with writing("picture", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        chart.save(page, inline=True)
+        chart.save(image, scale_factor=2)
     return page, image
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder for pictures that could not be made, before anything is spent on them.
+
+    Raises:
+        InputError: saying what is in the way.
+    """
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(
+            f"a picture cannot be written to {folder}: {there} is no folder that can be written to; "
+            "name another"
+        )

@@ -6,14 +6,15 @@ Exit status: 0 spectra were made, a width was found; 1 no width could be told; 2
 import functools
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import altair as alt
 import typer
 
 from myna.app import block_spectrum, output
+from myna.app.laws_settings import refuse
 from myna.app.options import Json, LedgerPath, Seed, TeacherName, Yes
-from myna.app.picture import write_picture
+from myna.app.picture import check_folder, write_picture
 from myna.app.spending import confirm_spending
 from myna.errors import InputError
 from myna.logits.biased_api import BiasedApi, by_argmax, by_reference, by_top_one
@@ -48,7 +49,7 @@ def spectrum_command(
             help="How many histories (250; with --next-token tokens + 31, at most 2,048).",
         ),
     ] = None,
-    futures: Annotated[int, typer.Option(min=2, help="How many futures.")] = 250,
+    futures: Annotated[int | None, typer.Option(min=2, help="How many futures (250).")] = None,
     tokens: Annotated[
         int | None,
         typer.Option(min=1, help="Tokens of each (32, or half the horizon where that is less)."),
@@ -58,30 +59,32 @@ def spectrum_command(
         typer.Option(help="Take histories and futures from a text file; may be given again."),
     ] = None,
     places: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Laws whose logits are columns: before the last token of a future "
-            "(last), before each (all), or none."
+            "(last, unless said), before each (all), or none."
         ),
-    ] = "last",
+    ] = None,
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Keep the k likely tokens of each law as columns.")
     ] = None,
     double_centre: Annotated[
         bool, typer.Option("--double-centre", help="Take row and column means out first.")
     ] = False,
-    controls: Annotated[bool, typer.Option(help="Nonsense futures and control models too.")] = True,
+    controls: Annotated[
+        bool | None, typer.Option(help="Nonsense futures and control models too (they are).")
+    ] = None,
     keep: Annotated[
         Path | None, typer.Option(help="Keep blocks in this folder: a run goes on from there.")
     ] = None,
     api: Annotated[
-        Api,
+        Api | None,
         typer.Option(
-            help="--next-token: a simulated API that shows only this, and takes a bias on logits; "
-            "top-k shows --top-k tokens (5)."
+            help="--next-token: a simulated API that shows only this (full), and takes a bias on "
+            "logits; top-k shows --top-k tokens (5)."
         ),
-    ] = Api.FULL,
-    memory: Annotated[int, typer.Option(min=1, help="Most MiB of a block.")] = 1024,
+    ] = None,
+    memory: Annotated[int | None, typer.Option(min=1, help="Most MiB of a block (1024).")] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="A folder for a page and a picture.")
     ] = None,
@@ -92,12 +95,18 @@ def spectrum_command(
     as_json: Json = False,
 ) -> None:
     """Spectra of histories x futures; or a model's hidden width, from next-token laws."""
+    if out is not None:
+        check_folder(out)
+    of_blocks = {"futures": futures, "tokens": tokens, "text": text, "places": places}
+    of_blocks |= {"double-centre": double_centre or None, "keep": keep, "memory": memory}
+    of_blocks |= {"no-controls": controls is False or None, "controls": controls}
+    _refuse_misfits(of_blocks, api, top_k, next_token=next_token)
     source = open_teacher(teacher)
     confirm_spending(source, queries=budget, generated=0, yes=yes)
     if not next_token:
         request = block_spectrum.Request(
-            teacher, histories or 250, futures, tokens, text or [], places, top_k,
-            double_centre, controls, keep, memory, seed,
+            teacher, histories or 250, futures or 250, tokens, text or [], places or "last", top_k,
+            double_centre, controls is not False, keep, memory or 1024, seed,
         )  # fmt: skip
         block_spectrum.check_level(source)
         limit = Budget(queries=budget)
@@ -113,6 +122,7 @@ def spectrum_command(
         return
     with Ledger(source, Budget(queries=budget), seed, file=ledger_file, job="spectrum") as ledger:
         view = ledger.laws("spectrum")
+        api = api or Api.FULL
         shown = None if api is Api.FULL else BiasedApi(view, _shown_tokens(api, top_k))
         read = None if shown is None else functools.partial(_READ[api], shown)
         found = hidden_width(view, histories, read)
@@ -126,6 +136,18 @@ def spectrum_command(
         if shown is not None:
             output.out.print(f"requests      {shown.requests:,} through {api.value}")
     raise typer.Exit(0 if found.hidden_width is not None else 1)
+
+
+def _refuse_misfits(
+    of_blocks: dict[str, Any], api: Api | None, top_k: int | None, *, next_token: bool
+) -> None:
+    """Refuse what would be without effect."""
+    if not next_token:
+        refuse({"api": api}, "--next-token", "a spectrum of histories x futures")
+        return
+    refuse(of_blocks, "spectra of histories x futures", "--next-token")
+    if top_k is not None and api is not Api.TOP_K:
+        raise InputError("--top-k belongs to --api top-k here; add that or leave --top-k out")
 
 
 def _shown_tokens(api: Api, top_k: int | None) -> int:

@@ -129,17 +129,14 @@ def certify(
     strings = _language_size(view)
     small = strings <= MOST_ENUMERATED and max_tokens is None
     if method is Method.ENUMERATE and not small:
-        raise InputError(
-            f"enumeration needs a horizon and at most {MOST_ENUMERATED:,} strings, and this language "
-            f"may have {strings:.3g}; certify by sampling"
-        )
+        raise InputError(_why_not_enumerated(strings, max_tokens))
     if method is not Method.SAMPLE and small:
         variation, divergence, measured = _enumerated(view, student)
     else:
         answer = view.draw_by_laws(samples, 0, max_tokens)
         drawn = Strings(answer.tokens[0], answer.lengths[0])
         along = along_strings(view, student, drawn, floor)
-        variation = _variation(along, confidence)
+        variation = _variation(along, confidence, max_tokens)
         longest = max_tokens if view.spec.horizon is None else view.spec.horizon
         divergence = _divergence(along, view.spec.num_tokens, longest, floor, confidence)
         measured = _measured(along)
@@ -178,6 +175,19 @@ def _language(spec: Spec) -> str:
     return f"{spec.num_tokens} tokens ({', '.join(spec.alphabet[:5])}...), {stop}, horizon {spec.horizon}"
 
 
+def _why_not_enumerated(strings: float, max_tokens: int | None) -> str:
+    if strings <= MOST_ENUMERATED:
+        return (
+            f"enumeration goes through whole strings, and they were to be cut at {max_tokens} tokens; "
+            "leave max_tokens out, or certify by sampling"
+        )
+    many = "no longest string" if math.isinf(strings) else f"up to {strings:.3g}"
+    return (
+        f"enumeration needs a horizon and at most {MOST_ENUMERATED:,} strings, and this language "
+        f"has {many}; certify by sampling"
+    )
+
+
 def _language_size(view: LawsView) -> float:
     """An upper bound on the number of strings; inf without a horizon."""
     spec = view.spec
@@ -199,10 +209,11 @@ def _enumerated(view: LawsView, student: Student) -> tuple[Estimate, Estimate, N
     return figures[0], figures[1], None
 
 
-def _variation(along: AlongStrings, confidence: float) -> Estimate:
+def _variation(along: AlongStrings, confidence: float, max_tokens: int | None) -> Estimate:
     values = -torch.expm1((along.log_q - along.log_p).clamp(max=0))
+    cut = "" if max_tokens is None else f" cut at {max_tokens:,} tokens, and of no more"
     method = (
-        "mean of (1 - Q/P)+ over fresh teacher strings; Hoeffding's bound in its KL form, "
+        f"mean of (1 - Q/P)+ over fresh teacher strings{cut}; Hoeffding's bound in its KL form, "
         f"nothing below {_resolution(len(values), confidence):.2g} can be certified"
     )
     return _estimate(values, 1.0, confidence, method)

@@ -95,11 +95,14 @@ def learn_exact(
     try:
         outcome, reason = _rounds(hypothesis, verifier, settings, ledger, run, progress)
     except BudgetExhausted as stop:
-        outcome = Outcome.BUDGET_EXHAUSTED
+        outcome, left = Outcome.BUDGET_EXHAUSTED, "this is the best copy so far"
         if run.student is None:
-            run.student = hypothesis.partial() or uniform_student(view)
+            run.student = hypothesis.partial()
             run.cuts = hypothesis.reports()
-        reason = f"{stop}; this is the best copy so far"
+        if run.student is None:
+            run.student = uniform_student(view)
+            left = "nothing was learned before, and this copy takes all tokens for equally likely"
+        reason = f"{stop}; {left}"
     except NotLowRank as stop:
         outcome, run.student = Outcome.NOT_LOW_RANK, None
         refusal = _refusal(stop)

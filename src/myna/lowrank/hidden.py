@@ -69,11 +69,15 @@ def hidden_form(
     Raises:
         InputError: where the model is not stationary, or has a stop token.
     """
-    if len(model.steps) != 1 or model.spec.stop is not None:
+    if model.spec.stop is not None:
         raise InputError(
-            "the hidden Markov form is for a stationary student without a stop token; "
-            f"this one has {len(model.steps)} steps and stop token {model.spec.stop}; "
-            "learn with --structure stationary"
+            "the hidden Markov form is for a student without a stop token, and this one has "
+            f"{model.spec.alphabet[model.spec.stop]!r}; learn from a teacher that has none"
+        )
+    if len(model.steps) != 1:
+        raise InputError(
+            "the hidden Markov form is for a stationary student, and this one has "
+            f"{len(model.steps)} steps; learn with --structure stationary"
         )
     step = model.steps[0]
     everything = step.operators.sum(0)

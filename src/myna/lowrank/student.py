@@ -211,10 +211,30 @@ def sampling_limit(spec: Spec, max_tokens: int | None, position: int = 0) -> int
     return min(limits) if limits else None
 
 
+_MOST_DRAWN = 2**32
+
+
+def check_count(count: int) -> None:
+    """Refuse more sequences than any machine holds at once.
+
+    Raises:
+        InputError: saying how many there may be.
+    """
+    if count > _MOST_DRAWN:
+        raise InputError(
+            f"at most {_MOST_DRAWN:,} sequences are drawn at once, got {count:,}; draw fewer"
+        )
+
+
 def sample_by_steps(
     model: Stepper, count: int, generator: torch.Generator, max_tokens: int | None = None
 ) -> Strings:
-    """`count` sequences drawn token by token; rows that stopped drop out of the batch."""
+    """`count` sequences drawn token by token; rows that stopped drop out of the batch.
+
+    Raises:
+        InputError: for more than are drawn at once, or sequences that never end.
+    """
+    check_count(count)
     limit = sampling_limit(model.spec, max_tokens)
     state = model.initial(count)
     device = state.vector.device

@@ -22,7 +22,14 @@ from myna.errors import InputError
 from myna.lowrank.fused import Fused, FusedStep, fuse
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.packed import Precision
-from myna.lowrank.student import State, StepInfo, Strings, check_strings, sampling_limit
+from myna.lowrank.student import (
+    State,
+    StepInfo,
+    Strings,
+    check_count,
+    check_strings,
+    sampling_limit,
+)
 from myna.spec import Spec, fingerprint
 
 _REALS = {Precision.DOUBLE: ("double", 8), Precision.SINGLE: ("float", 4)}
@@ -184,6 +191,7 @@ class CompiledModel:
         """`count` independent sequences from Q: what `sample_by_steps` draws, a pass a step."""
         if self.passes is None:
             return self.model.sample(count, generator, max_tokens)
+        check_count(count)
         limit = sampling_limit(self.spec, max_tokens)
         state, alive = self.initial(count), torch.arange(count)
         lengths = torch.zeros(count, dtype=torch.int64)

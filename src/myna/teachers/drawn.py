@@ -21,13 +21,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from myna.errors import InputError
 from myna.spec import Spec
-from myna.teachers.draws import NO_LIMIT, check_draws, draw_limits
+from myna.teachers.draws import INDEX_BITS, NO_LIMIT, check_draws, draw_limits
 from myna.teachers.oracle import Completions, Samples, Stream
 from myna.teachers.prefixes import Prefixes
-
-_INDEX_BITS = 32  # of a name; the 31 bits above them number the prefix
 
 
 class Grown:
@@ -68,11 +65,6 @@ class Request:
     def __post_init__(self) -> None:
         """Refuse draws that have no name."""
         check_draws(self.count, self.first_draw)
-        if self.first_draw + self.count > 2**_INDEX_BITS:
-            raise InputError(
-                f"draws are numbered below 2**{_INDEX_BITS}, and {self.count} were asked from "
-                f"{self.first_draw}; use another stream"
-            )
 
     @functools.cached_property
     def keys(self) -> list[bytes]:
@@ -182,7 +174,7 @@ class Drawn:
         found = list(map(numbers.get, request.keys))
         if None in found:
             found = [numbers.setdefault(key, len(numbers)) for key in request.keys]
-        return (torch.tensor(found, dtype=torch.int64) << _INDEX_BITS) + request.first_draw
+        return (torch.tensor(found, dtype=torch.int64) << INDEX_BITS) + request.first_draw
 
     def find(self, request: Request) -> Int[Tensor, "batch draw"]:
         """Where each wanted draw is held, -1 where it is not."""

@@ -92,8 +92,11 @@ def draw_at(
     return place - start
 
 
+INDEX_BITS = 32  # of a draw's number
+
+
 def check_draws(count: int, first_draw: int) -> None:
-    """Refuse negative draw indices and an empty request.
+    """Refuse negative draw indices, an empty request, and draws that have no number.
 
     Raises:
         InputError: naming the argument.
@@ -101,6 +104,11 @@ def check_draws(count: int, first_draw: int) -> None:
     if count < 1 or first_draw < 0:
         raise InputError(
             f"draws are asked as count >= 1 from first_draw >= 0, got {count} from {first_draw}"
+        )
+    if first_draw + count > 2**INDEX_BITS:
+        raise InputError(
+            f"draws are numbered below 2**{INDEX_BITS}, and {count} were asked from {first_draw}; "
+            "ask for fewer, or use another stream"
         )
 
 
@@ -217,7 +225,7 @@ def draw_limits(
         InputError: where nothing would ever end the completions.
     """
     limit = sampling_limit(spec, max_tokens)
-    limits = torch.full_like(lengths, NO_LIMIT if limit is None else limit)
+    limits = torch.full_like(lengths, NO_LIMIT if limit is None else min(limit, NO_LIMIT))
     return limits if spec.horizon is None else torch.minimum(limits, spec.horizon - lengths)
 
 

@@ -46,7 +46,9 @@ def read_text(path: Path) -> str:
         raise FormatError(f"{path} has {size:,} bytes, and at most {MOST_BYTES:,} are read")
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise FormatError(f"{path} cannot be read as text: {error}") from error
 
 

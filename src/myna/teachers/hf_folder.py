@@ -107,7 +107,7 @@ def _model(folder: Path, dtype: torch.dtype | str, device: torch.device) -> Any:
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
             f"hf: needs a folder with config.json and *.safetensors, and {path} is not there"
         ) from error

@@ -43,8 +43,10 @@ def export(path: Path, out: Path, kind: str) -> int:
         InputError: where the file exists, its folder does not, or pyarrow is absent.
         FormatError: where the ledger is damaged.
     """
-    if out.exists() or not out.parent.is_dir():
-        raise InputError(f"{out} exists or its folder does not; name a new file in a folder")
+    if out.exists():
+        raise InputError(f"{out} exists, and an export replaces nothing; name a new file")
+    if not out.parent.is_dir():
+        raise InputError(f"the folder {out.parent} of the export does not exist; make it first")
     connection, spec = open_to_read(path)
     try:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:

@@ -103,8 +103,8 @@ def _sentence(path: Path, error: sqlite3.Error) -> FormatError | LedgerError:
     if code == sqlite3.SQLITE_CANTOPEN:
         return LedgerError(f"the ledger {path} cannot be opened; check the path and its rights")
     return FormatError(
-        f"the ledger {path} is damaged ({said}); `myna ledger verify` says where, and a copy "
-        "of the file restores it"
+        f"the ledger {path} is damaged ({said}); restore it from a copy (where it opens at all, "
+        "`myna ledger verify` says what is wrong)"
     )
 
 

@@ -21,6 +21,7 @@ import warnings
 import zipfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ _NAMES = {
     "E": ("E", "emissionprob_", "emissionprob", "emission"),
 }
 _SPARSE = ("emission_rows", "emission_cols", "emission_values", "emission_shape")
+_ZIP, _ARRAY = b"PK", b"\x93NUMPY"  # how the files that numpy writes begin
 _NUMBERS, _WHOLE, _TEXT = "fiub", "iu", "U"  # numpy's kinds of entries
 # What zipfile, zlib and numpy's own parser of headers are known to raise on damaged archives.
 _UNREADABLE = (
@@ -217,6 +219,18 @@ def _filled(
     return table
 
 
+def _check_beginning(file: BinaryIO) -> None:
+    """Refuse what is no archive before numpy takes it for a pickle, and says to trust it.
+
+    Raises:
+        ValueError: for a file that begins neither as a zip file nor as one array.
+    """
+    begins = file.read(len(_ARRAY))
+    file.seek(0)
+    if begins and not begins.startswith((_ZIP, _ARRAY)):
+        raise ValueError("it does not begin as a zip file, which an .npz is")
+
+
 def read_hmm(path: Path, horizon: int | None) -> Hmm:
     """The HMM of an archive, over sequences of exactly `horizon` tokens, or that never end.
 
@@ -227,6 +241,7 @@ def read_hmm(path: Path, horizon: int | None) -> Hmm:
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy's, of headers that it reads with more effort
+            _check_beginning(file)
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise FormatError(f"{path} holds one array; wanted an archive with pi, T and E")
