@@ -147,6 +147,20 @@ def test_a_picture_that_cannot_be_is_refused_before_asking(myna, tmp_path, comma
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_nothing_is_kept_where_a_companion_cannot_be(myna, tmp_path):
+    """A copy is not left behind by a command that failed at its graph or its curve."""
+    assert myna("learn", "zoo:parity?bits=4", "-o", tmp_path / "copy")[0] == 0
+    (tmp_path / "file").write_text("mine")
+    inside, out = tmp_path / "file" / "inside", tmp_path / "new"
+    status, _, told = myna("automaton", tmp_path / "copy", "-o", out, "--dot", inside)
+    assert status == 2 and "cannot be written to" in told and not out.exists()
+    limits = ("--max-kl", "0.1", "--strings", "100")
+    status, _, told = myna("compress", tmp_path / "copy", "-o", out, *limits, "--curve", inside)
+    assert status == 2 and "a picture cannot be written to" in told and not out.exists()
+    status, _, told = myna("automaton", tmp_path / "copy", "-o", tmp_path / "copy")
+    assert status == 2 and "--overwrite" in told
+
+
 def test_a_demo_that_cannot_be_kept_is_refused_before_asking(myna, tmp_path):
     (tmp_path / "file").write_text("mine")
     status, shown, told = myna("demo", "--bits", "3", "-o", tmp_path / "file" / "here")

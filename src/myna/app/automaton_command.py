@@ -11,7 +11,7 @@ from myna.app.machine_picture import draw_machine
 from myna.app.models import open_saved, plain_copy, writing
 from myna.app.options import Json
 from myna.lowrank.machine import read_machine
-from myna.teachers.copies import save_copy
+from myna.teachers.copies import check_destination, save_copy
 
 
 def automaton_command(
@@ -32,15 +32,17 @@ def automaton_command(
 ) -> None:
     """Read the automaton off a copy: its distinct reachable rows are the states."""
     copy = plain_copy(student, open_saved(student))
+    if out is not None:
+        check_destination(out, overwrite=overwrite)
     machine = read_machine(copy, max_states)
     if picture is not None:
         draw_machine(machine, picture, f"{student}: {machine.num_states:,} states")
-    if out is not None:
-        about = {"teacher": student, "myna": __version__, "machine": {"states": machine.num_states}}
-        save_copy(out, machine.model(), about, overwrite=overwrite)
     if dot is not None:
         with writing("graph", dot):
             dot.write_text(machine.dot(), encoding="utf-8")
+    if out is not None:
+        about = {"teacher": student, "myna": __version__, "machine": {"states": machine.num_states}}
+        save_copy(out, machine.model(), about, overwrite=overwrite)
     edges = int((machine.moves >= 0).sum())
     longest = max(machine.histories, key=len)
     record = {

@@ -13,7 +13,7 @@ from myna.app.budget import Budgets, budget_of, open_within, read_budget
 from myna.app.learn_command import learning_progress
 from myna.app.models import generator_of, open_saved, plain_copy
 from myna.app.options import Json, MaxTokens, Seed, Yes
-from myna.app.picture import write_picture
+from myna.app.picture import check_folder, write_picture
 from myna.app.spending import confirm_spending
 from myna.errors import BudgetExhausted, InputError, TeacherError
 from myna.evaluate.certify import Certificate, certify
@@ -65,6 +65,8 @@ def compress_command(
         )
     copy = plain_copy(student, open_saved(student))
     check_destination(out, overwrite=overwrite)
+    if curve is not None:
+        check_folder(curve.parent)
     limits = read_budget(budget, queries=True)
     source = CopyTeacher(copy) if teacher is None else open_within(teacher, limits)
     confirm_spending(source, queries=limits.plain, generated=0, yes=yes)

@@ -255,7 +255,7 @@ def check_destination(folder: Path, *, overwrite: bool) -> None:
         raise InputError(f"{folder} exists and is no saved copy; choose another folder")
     if folder.exists() and not overwrite:
         raise InputError(
-            f"{folder} holds a saved copy already; choose another folder or overwrite it"
+            f"{folder} holds a saved copy already; choose another folder or replace it (--overwrite)"
         )
     parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
