@@ -55,6 +55,7 @@ HOURS = (
     Bench("compiled.py", ("compiled",)),
     Bench("jieba.py", ("jieba",)),
     Bench("machines.py", ("machines",)),
+    Bench("hmm_recovery.py --part samples", ("hmm_recovery.samples-0-1-2-3-4",)),
     Bench("pautomac_train.py --part samples", ("pautomac_train.samples",)),
     Bench("pautomac_train.py --part queries", ("pautomac_train.queries",)),
     Bench("sampled_parity.py --part ours", ("sampled_parity.ours",)),
