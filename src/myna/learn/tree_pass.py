@@ -1,0 +1,153 @@
+"""The passes of `forward_backward` over its trees, on the CPU, by C that is compiled at run time.
+
+    a_n = (a_u T) * E_o / m_n,    b_u = e_u + T sum_n E_o * b_n / m_n,    counts as a_n * b_n
+
+The formulas and their answers are those of the passes in torch, to rounding. Where we differ: torch
+sends a level of a tree through memory once an operation, while C takes a few nodes through all
+operations in the nearest cache, which with few states is most of the time.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from myna.c_source import built
+from myna.errors import InputError
+
+# as in C: the numbers of a machine vector, and the nodes that go together
+_LANES, _TOGETHER = 8, 64
+_LONG, _POINTER = ctypes.c_int64, ctypes.c_void_p
+
+# a tree's levels from the root: tokens, parents, reads and ends of each
+Levels = Sequence[tuple[Tensor, Tensor | None, Tensor, Tensor]]
+Tables = tuple[
+    Float[Tensor, " state"], Float[Tensor, "step state state"], Float[Tensor, "estep state token"]
+]
+
+
+class _Task(ctypes.Structure):
+    _fields_ = [
+        *((name, _LONG) for name in ("states", "alphabet", "levels", "moves", "emissions")),
+        *((name, _POINTER) for name in ("starts", "tokens", "first", "ends")),
+        *((name, _POINTER) for name in ("initial", "move", "back", "emission")),
+        *((name, _POINTER) for name in ("filtered", "mass", "even", "odd", "room")),
+        *((name, _POINTER) for name in ("initial_counts", "move_counts", "emission_counts")),
+    ]
+
+
+class _Tree(NamedTuple):
+    """A tree as C reads it: nodes level by level, the children of one beside each other.
+
+    starts: (level + 1,), each level's first node
+    tokens: (node,)
+    first: (node + 1,), the children of n are first[n], ..., first[n + 1] - 1
+    reads, ends: (node,)
+    """
+
+    starts: Tensor
+    tokens: Tensor
+    first: Tensor
+    reads: Tensor
+    ends: Tensor
+
+
+def _tree(levels: Levels) -> _Tree:
+    tokens, parents, reads, ends = zip(*levels, strict=True)
+    sizes = [len(level) for level in tokens]
+    children = [
+        torch.ones(above, dtype=torch.int64)
+        if parent is None
+        else torch.bincount(parent, minlength=above)
+        for parent, above in zip(parents[1:], sizes[:-1], strict=True)
+    ]
+    children.append(torch.zeros(sizes[-1], dtype=torch.int64))
+    starts = torch.tensor([0, *sizes]).cumsum(0)
+    first = torch.cat([starts[1:2], *children]).cumsum(0)
+    return _Tree(starts, torch.cat(tokens).int(), first.int(), torch.cat(reads), torch.cat(ends))
+
+
+class TreePass:
+    """Passes over fixed trees, with buffers that are made once."""
+
+    def __init__(self, passes: ctypes.CDLL, trees: Sequence[Levels], num_states: int):
+        """Make room for the largest tree."""
+        self._passes, self._states = passes, num_states
+        self._width = -(-num_states // _LANES) * _LANES
+        self._trees = [_tree(levels) for levels in trees]
+        self._tokens = 1 + max(int(tree.tokens.max()) for tree in self._trees)
+        nodes = max(len(tree.tokens) for tree in self._trees)
+        widest = max(int(tree.starts.diff().max()) for tree in self._trees)
+        self._mass = _zeros(nodes)
+        # products are of whole tiles, which may go beyond the last node
+        self._filtered = _zeros(nodes + _LANES, self._width)
+        self._later = [_zeros(widest + _LANES, self._width) for _ in range(2)]
+        self._room = _zeros(_TOGETHER, self._width)
+
+    def log_likelihood(self, tables: Tables) -> float:
+        """Nats, all trees together: the forward pass alone."""
+        padded = self._padded(tables)
+        return sum(self._forward(tree, self._task(tree, padded, ())) for tree in self._trees)
+
+    def counts(self, tables: Tables) -> tuple[float, Tables]:
+        """The log-likelihood and the expected counts, in the shapes of the tables."""
+        padded, total = self._padded(tables), 0.0
+        found = (_zeros(self._width), _zeros(len(tables[1]), self._width, self._width), _zeros(*padded[3].shape))
+        for tree in self._trees:
+            task = self._task(tree, padded, found)
+            total += self._forward(tree, task)
+            self._passes.myna_backward(ctypes.byref(task))
+        initial, moves, emitted = (part[..., : self._states] for part in found)
+        moves = moves[:, : self._states] * tables[1]
+        return total, (initial.clone(), moves, emitted.transpose(1, 2).contiguous())
+
+    def _padded(self, tables: Tables) -> tuple[Tensor, ...]:
+        """The initial law, T, its transpose and E as (token, state), of whole vectors."""
+        initial, move, emission = tables
+        deep = max(len(tree.starts) for tree in self._trees) > 2
+        if (
+            initial.shape != (self._states,)
+            or move.shape[1:] != (self._states, self._states)
+            or emission.shape[1] != self._states
+            or emission.shape[2] < self._tokens
+            or not (len(emission) and len(move) >= deep)
+        ):
+            raise InputError(
+                f"these trees need tables of {self._states} states and {self._tokens} tokens or "
+                f"more; got initial {tuple(initial.shape)}, transition {tuple(move.shape)}, "
+                f"emission {tuple(emission.shape)}"
+            )
+        padded = []
+        for table in (initial, move, move.transpose(1, 2), emission.transpose(1, 2)):
+            wide = _zeros(*table.shape[:-1], self._width)
+            wide[..., : self._states] = table
+            padded.append(wide)
+        return tuple(padded)
+
+    def _task(self, tree: _Tree, padded: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> _Task:
+        sizes = (padded[3].shape[1], len(tree.starts) - 1, len(padded[1]), len(padded[3]))
+        parts = (tree.starts, tree.tokens, tree.first, tree.ends, *padded)
+        rooms = (self._filtered, self._mass, *self._later, self._room)
+        return _Task(self._states, *sizes, *(part.data_ptr() for part in (*parts, *rooms, *found)))
+
+    def _forward(self, tree: _Tree, task: _Task) -> float:
+        self._passes.myna_forward(ctypes.byref(task))
+        return float(torch.xlogy(tree.reads, self._mass[: len(tree.reads)]).sum())
+
+
+def compiled_pass(trees: Sequence[Levels], num_states: int) -> TreePass | None:
+    """The compiled pass, or None where there is no compiler and off the CPU."""
+    if trees[0][0][0].device.type != "cpu":
+        return None
+    passes = built("learn/forward_backward.c")
+    return None if passes is None else TreePass(passes, trees, num_states)
+
+
+def _zeros(*shape: int) -> Tensor:
+    """Zeros that begin where a machine vector may."""
+    size = torch.Size(shape).numel()
+    wide = torch.zeros(size + _LANES, dtype=torch.float64)
+    return wide[-(wide.data_ptr() // wide.itemsize) % _LANES :][:size].view(shape)
