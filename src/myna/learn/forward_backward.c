@@ -17,7 +17,7 @@
 
 #include "../lowrank/vectors.h"
 
-#define TOGETHER 64 /* nodes, whole tiles */
+#define TOGETHER 16 /* nodes, whole tiles */
 #ifdef __AVX512F__
 #define TILE 8 /* rows whose sums fit in registers */
 #else

@@ -45,12 +45,14 @@ class _Tree(NamedTuple):
     starts: (level + 1,), each level's first node
     tokens: (node,)
     first: (node + 1,), the children of n are first[n], ..., first[n + 1] - 1
+    read: (node,), where reads are not 0
     reads, ends: (node,)
     """
 
     starts: Tensor
     tokens: Tensor
     first: Tensor
+    read: Tensor
     reads: Tensor
     ends: Tensor
 
@@ -67,7 +69,8 @@ def _tree(levels: Levels) -> _Tree:
     children.append(torch.zeros(sizes[-1], dtype=torch.int64))
     starts = torch.tensor([0, *sizes]).cumsum(0)
     first = torch.cat([starts[1:2], *children]).cumsum(0)
-    return _Tree(starts, torch.cat(tokens).int(), first.int(), torch.cat(reads), torch.cat(ends))
+    read = torch.cat(reads)
+    return _Tree(starts, torch.cat(tokens).int(), first.int(), read > 0, read, torch.cat(ends))
 
 
 class TreePass:
@@ -135,7 +138,8 @@ class TreePass:
 
     def _forward(self, tree: _Tree, task: _Task) -> float:
         self._passes.myna_forward(ctypes.byref(task))
-        return float(torch.xlogy(tree.reads, self._mass[: len(tree.reads)]).sum())
+        logs = torch.where(tree.read, self._mass[: len(tree.reads)], 1.0).log_()
+        return float(torch.dot(tree.reads, logs))
 
 
 def compiled_pass(trees: Sequence[Levels], num_states: int) -> TreePass | None:
