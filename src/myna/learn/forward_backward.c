@@ -17,7 +17,7 @@
 
 #include "../lowrank/vectors.h"
 
-#define TOGETHER 16 /* nodes, whole tiles */
+#define TOGETHER 16 /* nodes: whole tiles, and in the nearest cache with tables of many states */
 #ifdef __AVX512F__
 #define TILE 8 /* rows whose sums fit in registers */
 #else
@@ -29,10 +29,12 @@ struct task {
     const int64_t *starts;                              /* (levels + 1): each level's first node */
     const int32_t *tokens, *first;                      /* (node), (node + 1) */
     const double *ends;                                 /* (node): e_n */
-    const double *initial, *move, *back, *emission; /* T and its transpose, E as (token, state) */
-    double *filtered, *mass;                        /* (node, state) a_n, (node) m_n */
-    double *later[2], *room;                        /* (widest level, state) b_n; (TOGETHER, state) */
-    double *initial_counts, *move_counts, *emission_counts; /* added to */
+    /* the last index padded: (state), (move, state, state) T and its transpose, (emission, token,
+     * state) E */
+    const double *initial, *move, *back, *emission;
+    double *filtered, *mass;  /* (node, state) a_n, (node) m_n */
+    double *later[2], *room;  /* (widest level, state) b_n of even and odd levels; (TOGETHER, state) */
+    double *initial_counts, *move_counts, *emission_counts; /* added to; states all padded */
 };
 
 /* y (rows, width) += x m, with x_ik at x[i down + k right] and m (depth, width) */
@@ -103,13 +105,15 @@ INLINE void smooth(const struct task *t, long level, const double *later, double
         double by = scale(t->mass[n]);
         for (long j = 0; j < width; j += LANES) {
             vec joint = *(const vec *)(a + j) * *(const vec *)(b + j);
+            vec seen = *(const vec *)(t->emission + token + j) * *(const vec *)(b + j);
             *(vec *)(t->emission_counts + token + j) += joint;
-            if (r) *(vec *)(r + j) += *(const vec *)(t->emission + token + j) * *(const vec *)(b + j) * by;
+            if (r) *(vec *)(r + j) += seen * by;
             else *(vec *)(t->initial_counts + j) += joint;
         }
     }
 }
 
+/* b begins as e_n in every state */
 INLINE void fill(double *b, const double *ends, long count, long width) {
     for (long i = 0; i < count; i++)
         for (long j = 0; j < width; j += LANES) *(vec *)(b + i * width + j) = ends[i] + (vec){0};

@@ -19,7 +19,9 @@ from myna.c_source import built
 from myna.errors import InputError
 
 # as in C: the numbers of a machine vector, and the nodes that go together
-_LANES, _TOGETHER = 8, 64
+_LANES, _TOGETHER = 8, 16
+# with more states products are most of the time, and torch's are faster and use all cores
+_MOST_STATES = 64
 _LONG, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
 # a tree's levels from the root: tokens, parents, reads and ends of each
@@ -98,37 +100,40 @@ class TreePass:
     def counts(self, tables: Tables) -> tuple[float, Tables]:
         """The log-likelihood and the expected counts, in the shapes of the tables."""
         padded, total = self._padded(tables), 0.0
-        found = (_zeros(self._width), _zeros(len(tables[1]), self._width, self._width), _zeros(*padded[3].shape))
+        square = (self._width, self._width)
+        found = (_zeros(self._width), _zeros(len(tables[1]), *square), _zeros(*padded[3].shape))
         for tree in self._trees:
             task = self._task(tree, padded, found)
             total += self._forward(tree, task)
             self._passes.myna_backward(ctypes.byref(task))
         initial, moves, emitted = (part[..., : self._states] for part in found)
         moves = moves[:, : self._states] * tables[1]
-        return total, (initial.clone(), moves, emitted.transpose(1, 2).contiguous())
+        return total, (initial, moves, emitted.transpose(1, 2).contiguous())
 
     def _padded(self, tables: Tables) -> tuple[Tensor, ...]:
         """The initial law, T, its transpose and E as (token, state), of whole vectors."""
         initial, move, emission = tables
-        deep = max(len(tree.starts) for tree in self._trees) > 2
-        if (
-            initial.shape != (self._states,)
-            or move.shape[1:] != (self._states, self._states)
-            or emission.shape[1] != self._states
-            or emission.shape[2] < self._tokens
-            or not (len(emission) and len(move) >= deep)
-        ):
-            raise InputError(
-                f"these trees need tables of {self._states} states and {self._tokens} tokens or "
-                f"more; got initial {tuple(initial.shape)}, transition {tuple(move.shape)}, "
-                f"emission {tuple(emission.shape)}"
-            )
+        self._check(initial, move, emission)
         padded = []
         for table in (initial, move, move.transpose(1, 2), emission.transpose(1, 2)):
             wide = _zeros(*table.shape[:-1], self._width)
             wide[..., : self._states] = table
             padded.append(wide)
         return tuple(padded)
+
+    def _check(self, initial: Tensor, move: Tensor, emission: Tensor) -> None:
+        """C reads where it is told to, so tables must be of these trees."""
+        states, tokens = self._states, self._tokens
+        if (
+            (len(initial), *move.shape[1:], emission.shape[1]) != (states,) * 4
+            or emission.shape[2] < tokens
+            or min(len(move), len(emission)) < 1
+        ):
+            raise InputError(
+                f"these trees need tables of {states} states and at least {tokens} tokens; got "
+                f"initial {tuple(initial.shape)}, transition {tuple(move.shape)}, "
+                f"emission {tuple(emission.shape)}"
+            )
 
     def _task(self, tree: _Tree, padded: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> _Task:
         sizes = (padded[3].shape[1], len(tree.starts) - 1, len(padded[1]), len(padded[3]))
@@ -143,8 +148,8 @@ class TreePass:
 
 
 def compiled_pass(trees: Sequence[Levels], num_states: int) -> TreePass | None:
-    """The compiled pass, or None where there is no compiler and off the CPU."""
-    if trees[0][0][0].device.type != "cpu":
+    """The compiled pass; None where there is no compiler, off the CPU, and for many states."""
+    if trees[0][0][0].device.type != "cpu" or num_states > _MOST_STATES:
         return None
     passes = built("learn/forward_backward.c")
     return None if passes is None else TreePass(passes, trees, num_states)
