@@ -91,6 +91,7 @@ class TreePass:
         self._filtered = _zeros(nodes + _LANES, self._width)
         self._later = [_zeros(widest + _LANES, self._width) for _ in range(2)]
         self._room = _zeros(_TOGETHER, self._width)
+        self._rooms: dict[str, Tensor] = {}
 
     def log_likelihood(self, tables: Tables) -> float:
         """Nats, all trees together: the forward pass alone."""
@@ -100,26 +101,40 @@ class TreePass:
     def counts(self, tables: Tables) -> tuple[float, Tables]:
         """The log-likelihood and the expected counts, in the shapes of the tables."""
         padded, total = self._padded(tables), 0.0
-        square = (self._width, self._width)
-        found = (_zeros(self._width), _zeros(len(tables[1]), *square), _zeros(*padded[3].shape))
+        steps, wide = len(tables[1]), self._width
+        shapes = {"initial": (wide,), "moves": (steps, wide, wide), "emitted": padded[3].shape}
+        found = tuple(self._kept(name, *shape).zero_() for name, shape in shapes.items())
         for tree in self._trees:
             task = self._task(tree, padded, found)
             total += self._forward(tree, task)
             self._passes.myna_backward(ctypes.byref(task))
         initial, moves, emitted = (part[..., : self._states] for part in found)
         moves = moves[:, : self._states] * tables[1]
-        return total, (initial, moves, emitted.transpose(1, 2).contiguous())
+        emitted = emitted.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        return total, (initial.clone(), moves, emitted)
 
     def _padded(self, tables: Tables) -> tuple[Tensor, ...]:
         """The initial law, T, its transpose and E as (token, state), of whole vectors."""
         initial, move, emission = tables
         self._check(initial, move, emission)
+        given = {
+            "law": initial,
+            "move": move,
+            "back": move.transpose(1, 2),
+            "emission": emission.transpose(1, 2),
+        }
         padded = []
-        for table in (initial, move, move.transpose(1, 2), emission.transpose(1, 2)):
-            wide = _zeros(*table.shape[:-1], self._width)
-            wide[..., : self._states] = table
-            padded.append(wide)
+        for name, table in given.items():
+            padded.append(self._kept(name, *table.shape[:-1], self._width))
+            padded[-1][..., : self._states] = table
         return tuple(padded)
+
+    def _kept(self, name: str, *shape: int) -> Tensor:
+        """A buffer as the last pass left it, zeros at first: new memory costs more than a pass."""
+        room = self._rooms.get(name)
+        if room is None or room.shape != shape:
+            room = self._rooms[name] = _zeros(*shape)
+        return room
 
     def _check(self, initial: Tensor, move: Tensor, emission: Tensor) -> None:
         """C reads where it is told to, so tables must be of these trees."""
