@@ -18,11 +18,15 @@
 #include "../lowrank/vectors.h"
 
 #define TOGETHER 16 /* nodes: whole tiles, and in the nearest cache with tables of many states */
-#ifdef __AVX512F__
-#define TILE 8 /* rows whose sums fit in registers */
+#define TILE 8      /* rows whose sums fit in registers, of vectors that are the machine's */
+#if defined __AVX512F__
+#define PART 8
+#elif defined __AVX__
+#define PART 4
 #else
-#define TILE 4
+#define PART 2
 #endif
+typedef double part __attribute__((vector_size(PART * sizeof(double)), may_alias));
 
 struct task {
     int64_t states, alphabet, levels, moves, emissions; /* sizes; the last table serves all later */
@@ -32,26 +36,26 @@ struct task {
     /* the last index padded: (state), (move, state, state) T and its transpose, (emission, token,
      * state) E */
     const double *initial, *move, *back, *emission;
-    double *filtered, *mass;  /* (node, state) a_n, (node) m_n */
-    double *later[2], *room;  /* (widest level, state) b_n of even and odd levels; (TOGETHER, state) */
-    double *initial_counts, *move_counts, *emission_counts; /* added to; states all padded */
+    double *filtered, *mass; /* (node, state) a_n, (node) m_n */
+    double *later[2], *room; /* (widest level, state) b_n of even and odd levels; (TOGETHER, state) */
+    double *initial_counts, *move_counts, *emission_counts; /* added to; all states padded */
 };
 
 /* y (rows, width) += x m, with x_ik at x[i down + k right] and m (depth, width) */
 INLINE void product(double *y, const double *x, long down, long right, const double *m, long rows,
                     long depth, long width) {
-    for (long j = 0; j < width; j += LANES)
+    for (long j = 0; j < width; j += PART)
         for (long i = 0; i < rows; i += TILE) {
-            vec sum[TILE];
+            part sum[TILE];
             _Pragma("GCC unroll 8") for (int r = 0; r < TILE; r++)
-                sum[r] = *(vec *)(y + (i + r) * width + j);
+                sum[r] = *(part *)(y + (i + r) * width + j);
             for (long k = 0; k < depth; k++) {
-                vec row = *(const vec *)(m + k * width + j);
+                part row = *(const part *)(m + k * width + j);
                 _Pragma("GCC unroll 8") for (int r = 0; r < TILE; r++)
                     sum[r] += x[(i + r) * down + k * right] * row;
             }
             _Pragma("GCC unroll 8") for (int r = 0; r < TILE; r++)
-                *(vec *)(y + (i + r) * width + j) = sum[r];
+                *(part *)(y + (i + r) * width + j) = sum[r];
         }
 }
 
