@@ -19,6 +19,8 @@ recursions of Rabiner (1989, section V.A), on a tree instead of a string, are
 and d l / d log theta = the counts, which may be negative where there are prompts. We
 differ from the source in the tree and in that the weights e_n enter the backward pass at
 the ends, so that nothing is weighted afterwards.
+
+On a CPU with a C compiler a compiled pass answers (`tree_pass`); elsewhere the one in torch, here.
 """
 
 from typing import NamedTuple
@@ -30,6 +32,7 @@ from torch import Tensor
 
 from myna.errors import InputError
 from myna.learn.evidence import Evidence
+from myna.learn.tree_pass import compiled_pass
 from myna.teachers.hmm import check_stochastic
 
 # On a CPU a block's matrices should stay in its cache; on a GPU few large ones are best.
@@ -159,7 +162,7 @@ def _tree(evidence: Evidence, num_tokens: int, device: torch.device) -> Tree:
 
 
 class ForwardBackward:
-    """Passes over fixed trees, with buffers that are made once.
+    """Passes over fixed trees, with buffers that are made once; compiled where that can be.
 
     trees: from `prefix_trees`
     num_states: S of every model that will be passed
@@ -167,6 +170,24 @@ class ForwardBackward:
 
     def __init__(self, trees: tuple[Tree, ...], num_states: int):
         """Make room for the largest tree."""
+        self._pass = compiled_pass(trees, num_states) or _TorchPass(trees, num_states)
+        reads = [level.reads for tree in trees for level in tree]
+        self.tokens = float(torch.stack([r.sum() for r in reads]).sum())
+
+    def log_likelihood(self, tables: HmmTables) -> float:
+        """l(Q), nats, all answers together: the forward pass alone."""
+        return self._pass.log_likelihood(tables)
+
+    def counts(self, tables: HmmTables) -> Counts:
+        """l(Q) and the expected counts."""
+        total, found = self._pass.counts(tables)
+        return Counts(total, HmmTables(*found))
+
+
+class _TorchPass:
+    """The passes level by level, on any device."""
+
+    def __init__(self, trees: tuple[Tree, ...], num_states: int):
         self._trees = trees
         like = trees[0][0].reads
         nodes = max(sum(len(level.tokens) for level in tree) for tree in trees)
@@ -174,16 +195,12 @@ class ForwardBackward:
         self._filtered = like.new_empty((nodes, num_states))
         self._mass = like.new_empty(nodes)
         self._scratch = tuple(like.new_empty((widest, num_states)) for _ in range(3))
-        reads = [level.reads for tree in trees for level in tree]
-        self.tokens = float(torch.stack([r.sum() for r in reads]).sum())
 
     def log_likelihood(self, tables: HmmTables) -> float:
-        """l(Q), nats, all answers together: the forward pass alone."""
         emissions = tables.emission.transpose(1, 2).contiguous()
         return float(sum(self._forward(tree, tables, emissions) for tree in self._trees))
 
-    def counts(self, tables: HmmTables) -> Counts:
-        """l(Q) and the expected counts."""
+    def counts(self, tables: HmmTables) -> tuple[float, HmmTables]:
         emissions = tables.emission.transpose(1, 2).contiguous()
         initial = torch.zeros_like(tables.initial)
         moves, emitted = torch.zeros_like(tables.transition), torch.zeros_like(emissions)
@@ -192,7 +209,7 @@ class ForwardBackward:
             total += self._forward(tree, tables, emissions)
             self._backward(tree, tables, emissions, HmmTables(initial, moves, emitted))
         found = HmmTables(initial, moves * tables.transition, emitted.transpose(1, 2).contiguous())
-        return Counts(float(total), found)
+        return float(total), found
 
     def _slots(self, tree: Tree) -> list[tuple[Tensor, Tensor]]:
         """Each level's part of the buffers of a and m."""
