@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_projection import CASES, hull, random_parts
 
 from myna import c_source
-from myna.lowrank import hull_projection, projection
+from myna.lowrank import projection, proposal
 from myna.lowrank.divergence import Divergence
 from myna.lowrank.hull_projection import hull_proposal
 from myna.lowrank.polytope import Polytope
@@ -40,7 +40,7 @@ def certificates(w, k, divergence):
 def without(w, k, divergence):
     """The same projection where nothing compiles."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hull_projection, "built", lambda *_: None)
+        patch.setattr(proposal, "built", lambda *_: None)
         return project(w, k, divergence)
 
 
@@ -164,7 +164,7 @@ def test_without_a_compiler_the_interior_point_answers(found, monkeypatch, tmp_p
     broken.write_text("#!/bin/sh\necho no; exit 1\n")
     broken.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda _: None if found is None else str(broken))
-    monkeypatch.setattr(hull_projection, "built", c_source.built.__wrapped__)
+    monkeypatch.setattr(proposal, "built", c_source.built.__wrapped__)
     sketch, vertices, w = random_parts(9, batch=5)
     k = hull(sketch, vertices)
     assert hull_proposal(w, k, Divergence.L1) is None

@@ -1,6 +1,5 @@
 """One chart specification, written as an HTML page and as a PNG."""
 
-import os
 from pathlib import Path
 
 import altair as alt
@@ -8,6 +7,7 @@ import altair as alt
 from myna.app.models import writing
 from myna.errors import InputError
 from myna.learn.report import LearnReport
+from myna.teachers.files import in_the_way
 
 _WIDTH = 640
 
@@ -82,8 +82,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         InputError: saying what is in the way.
     """
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    if there := in_the_way(folder):
         raise InputError(
             f"a picture cannot be written to {folder}: {there} is no folder that can be written to; "
             "name another"

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from myna.errors import InputError
-from myna.lowrank.spanner import barycentric_spanner, basis_coefficients
+from myna.lowrank.spanner import barycentric_spanner
 from myna.teachers.ledger import LawsView
 from myna.teachers.prefixes import Prefixes
 
@@ -231,26 +231,22 @@ class Table:
         """
         place = {h: i for i, h in enumerate(candidates)}
         every = [*candidates, *others]
-        whole = self.scaled(every)
-        scaled = whole[: len(candidates)]
+        scaled = self.scaled(every)
         spanner = barycentric_spanner(
             scaled,
             bound=bound,
             tolerance=tolerance,
             max_rank=max_rank + 1,
             preferred=torch.tensor([place[h] for h in preferred if h in place], dtype=torch.int64),
+            choosable=len(candidates),
         )
         if len(spanner.indices) > max_rank:
             values = torch.linalg.svdvals(scaled[spanner.indices])
             raise NotLowRank(len(spanner.indices), values)
-        coefficients, residuals = spanner.coefficients, spanner.residuals
-        if others:
-            coefficients = basis_coefficients(whole, spanner.indices)
-            residuals = (whole - coefficients @ whole[spanner.indices]).norm(dim=1)
-        beyond = (residuals[len(candidates) :] > tolerance).tolist()
+        beyond = (spanner.residuals[len(candidates) :] > tolerance).tolist()
         return Basis(
             histories=tuple(candidates[i] for i in spanner.indices.tolist()),
-            coefficients=dict(zip(every, coefficients.unbind(0), strict=True)),
+            coefficients=dict(zip(every, spanner.coefficients.unbind(0), strict=True)),
             condition=float(spanner.condition),
             outside=tuple(h for h, out in zip(others, beyond, strict=True) if out),
         )

@@ -17,24 +17,20 @@ the others again.
 
 import ctypes
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from myna.c_source import built
 from myna.lowrank.divergence import Divergence
 from myna.lowrank.polytope import Polytope
-
-_WAYS = {Divergence.KL: 0, Divergence.L1: 1, Divergence.L2: 2}
-_LONG, _POINTER, _DOUBLE = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
+from myna.lowrank.proposal import DOUBLE, LONG, POINTER, WAYS, proposed
 
 
 class _Task(ctypes.Structure):
     _fields_ = [
-        *((name, _LONG) for name in ("rank", "futures", "rows", "way")),
-        *((name, _POINTER) for name in ("sketch", "floor", "targets")),
-        *((name, _DOUBLE) for name in ("low", "high")),
-        *((name, _POINTER) for name in ("weights", "multipliers")),
+        *((name, LONG) for name in ("rank", "futures", "rows", "way")),
+        *((name, POINTER) for name in ("sketch", "floor", "targets")),
+        *((name, DOUBLE) for name in ("low", "high")),
+        *((name, POINTER) for name in ("weights", "multipliers")),
     ]
 
 
@@ -45,19 +41,15 @@ def box_proposal(
 
     None where there is no compiler, off the CPU, and for sets with vertices.
     """
-    if k.vertices is not None or targets.device.type != "cpu":
-        return None
-    passes = built("lowrank/box_projection.c")
-    if passes is None:
+    if k.vertices is not None:
         return None
     tables = (k.sketch.contiguous(), k.floor.contiguous(), targets.contiguous())
-    x = targets.new_full((len(targets), k.size), 1 / k.size)
-    y = torch.empty_like(tables[2])
-    task = _Task(
-        *(k.size, targets.shape[1], len(targets), _WAYS[divergence]),
-        *(table.data_ptr() for table in tables),
-        *(k.low, k.high, x.data_ptr(), y.data_ptr()),
-    )
-    if passes.myna_box(ctypes.byref(task)):
-        return None
-    return x, y
+
+    def task(x: Tensor, y: Tensor) -> _Task:
+        return _Task(
+            *(k.size, targets.shape[1], len(targets), WAYS[divergence]),
+            *(table.data_ptr() for table in tables),
+            *(k.low, k.high, x.data_ptr(), y.data_ptr()),
+        )
+
+    return proposed("box", targets, k.size, task)

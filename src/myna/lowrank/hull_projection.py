@@ -15,22 +15,18 @@ answer below one is not certified, and the row is solved again.
 
 import ctypes
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from myna.c_source import built
 from myna.lowrank.divergence import Divergence
 from myna.lowrank.polytope import Polytope
-
-_WAYS = {Divergence.KL: 0, Divergence.L1: 1, Divergence.L2: 2}
-_LONG, _POINTER = ctypes.c_int64, ctypes.c_void_p
+from myna.lowrank.proposal import LONG, POINTER, WAYS, proposed
 
 
 class _Task(ctypes.Structure):
     _fields_ = [
-        *((name, _LONG) for name in ("rank", "futures", "vertices", "rows", "way")),
-        *((name, _POINTER) for name in ("sketch", "points", "targets", "weights", "multipliers")),
+        *((name, LONG) for name in ("rank", "futures", "vertices", "rows", "way")),
+        *((name, POINTER) for name in ("sketch", "points", "targets", "weights", "multipliers")),
     ]
 
 
@@ -41,18 +37,14 @@ def hull_proposal(
 
     None where there is no compiler, off the CPU, and for other sets than hulls of vertices.
     """
-    if k.vertices is None or k.low != 0 or k.bounded or targets.device.type != "cpu":
-        return None
-    passes = built("lowrank/hull_projection.c")
-    if passes is None:
+    if k.vertices is None or k.low != 0 or k.bounded:
         return None
     tables = (k.sketch.contiguous(), k.vertices.contiguous(), targets.contiguous())
-    x = targets.new_full((len(targets), k.size), 1 / k.size)
-    y = torch.empty_like(tables[2])
-    task = _Task(
-        *(len(k.sketch), targets.shape[1], k.size, len(targets), _WAYS[divergence]),
-        *(table.data_ptr() for table in (*tables, x, y)),
-    )
-    if passes.myna_hull(ctypes.byref(task)):
-        return None
-    return x, y
+
+    def task(x: Tensor, y: Tensor) -> _Task:
+        return _Task(
+            *(len(k.sketch), targets.shape[1], k.size, len(targets), WAYS[divergence]),
+            *(table.data_ptr() for table in (*tables, x, y)),
+        )
+
+    return proposed("hull", targets, k.size, task)

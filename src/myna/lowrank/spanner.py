@@ -52,6 +52,7 @@ def barycentric_spanner(
     tolerance: float = 1e-9,
     max_rank: int | None = None,
     preferred: Int[Tensor, " start"] | None = None,
+    choosable: int | None = None,
 ) -> Spanner:
     """A C-approximate barycentric spanner of the rows, C = `bound`.
 
@@ -59,6 +60,8 @@ def barycentric_spanner(
         so it decides the numerical rank; it has the units of the vectors
     max_rank: stop adding at this many rows
     preferred: rows to start from (those that depend on earlier ones are passed over)
+    choosable: only the first so many rows span and are spanned so; the others are written over
+        them as well, and may lie outside
 
     Raises:
         InputError: for a bound of at most 1, or vectors that are not finite.
@@ -67,10 +70,11 @@ def barycentric_spanner(
         raise InputError(f"a spanner needs a bound C > 1 to be found efficiently, got {bound}")
     if not bool(torch.isfinite(vectors).all()):
         raise InputError("a spanner needs finite vectors, and some entry is NaN or infinite")
-    indices = _pivoted_rows(vectors, tolerance, max_rank, preferred)
-    coefficients = basis_coefficients(vectors, indices)
+    first = vectors[:choosable]
+    indices = _pivoted_rows(first, tolerance, max_rank, preferred)
+    coefficients = basis_coefficients(first, indices)
     indices, swaps = _exchange(coefficients, indices, bound)
-    if swaps:
+    if swaps or len(first) < len(vectors):
         coefficients = basis_coefficients(vectors, indices)
     residuals = (vectors - coefficients @ vectors[indices]).norm(dim=1)
     condition = float(torch.linalg.cond(vectors[indices])) if len(indices) else 1.0

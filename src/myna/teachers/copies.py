@@ -21,7 +21,6 @@ Saving is atomic: the folder appears whole or not at all.
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -45,7 +44,7 @@ from myna.lowrank.step import Step
 from myna.lowrank.student import State, StepInfo, Strings, Student
 from myna.spec import Spec
 from myna.teachers.compiled import CompiledModel
-from myna.teachers.files import check_plain, read_json
+from myna.teachers.files import check_plain, in_the_way, read_json
 from myna.teachers.stepped import SteppedTeacher
 
 FORMAT = "myna low-rank model"
@@ -257,10 +256,9 @@ def check_destination(folder: Path, *, overwrite: bool) -> None:
         raise InputError(
             f"{folder} holds a saved copy already; choose another folder or replace it (--overwrite)"
         )
-    parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
+    if there := in_the_way(folder):
         raise InputError(
-            f"the copy cannot be written to {folder}: {parent} is not a writable folder"
+            f"the copy cannot be written to {folder}: {there} is not a writable folder"
         )
 
 

@@ -9,6 +9,7 @@ taking the machine's memory. Symbolic links are followed: the user named the pat
 
 import json
 import math
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,12 @@ def check_plain(path: Path) -> int:
     if not stat.S_ISREG(found.st_mode):
         raise FormatError(f"{path} cannot be read: it is no plain file")
     return found.st_size
+
+
+def in_the_way(folder: Path) -> Path | None:
+    """What keeps a folder from being written: its nearest path that exists, or None."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    return None if there.is_dir() and os.access(there, os.W_OK) else there
 
 
 def read_text(path: Path) -> str:
