@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from proposing import assert_as_without, assert_rows_are_alone, certificates
 from test_projection import CASES, box, random_parts
 
 from myna import c_source
@@ -20,18 +21,6 @@ from myna.lowrank.projection import project
 has_compiler = c_source.built("lowrank/box_projection.c") is not None
 compiled = pytest.mark.skipif(not has_compiler, reason="no C compiler here")
 BOXES = [name for name, (_, k) in CASES.items() if k.vertices is None]
-
-
-def certificates(w, k, divergence):
-    x, y = box_proposal(w, k, divergence)
-    return projection._bounded(k, divergence, w, x, y, torch.isfinite(y).all(1))
-
-
-def without(w, k, divergence, **settings):
-    """The same projection where nothing compiles."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proposal, "built", lambda *_: None)
-        return project(w, k, divergence, **settings)
 
 
 def random_box(seed):
@@ -61,7 +50,7 @@ def random_box(seed):
 @pytest.mark.parametrize("bound", [0.3, 3.0])
 def test_proposals_are_certified(divergence, bound):
     sketch, _, w = random_parts(6, batch=300)
-    found = certificates(w, box(sketch, bound), divergence)
+    found = certificates(box_proposal, w, box(sketch, bound), divergence)
     assert float(found.gap.max()) < 1e-12 and float(found.violation.max()) < 1e-12
     assert project(w, box(sketch, bound), divergence).iterations.tolist() == [0] * 300
 
@@ -70,11 +59,7 @@ def test_proposals_are_certified(divergence, bound):
 @given(st.integers(0, 10_000), st.sampled_from(list(Divergence)))
 def test_answers_are_those_without_the_pass(seed, divergence):
     w, k = random_box(seed)
-    found, plain = project(w, k, divergence), without(w, k, divergence)
-    both = found.solved & plain.solved
-    assert bool((found.solved | ~plain.solved).all())  # never fewer
-    scale = plain.value[both].clamp(min=1)
-    assert bool(((found.value[both] - plain.value[both]).abs() <= 2.1e-10 * scale).all())
+    assert_as_without(w, k, divergence)
 
 
 @compiled
@@ -82,10 +67,8 @@ def test_answers_are_those_without_the_pass(seed, divergence):
 @pytest.mark.parametrize("name", BOXES)
 def test_degenerate_answers_are_those_without_the_pass(name, divergence):
     w, k = CASES[name]
-    found, plain = project(w, k, divergence), without(w, k, divergence)
+    found, plain = assert_as_without(w, k, divergence)
     assert bool(found.solved.all()) and bool(plain.solved.all())
-    scale = float(plain.value.clamp(min=1))
-    assert float((found.value - plain.value).abs()) <= 2.1e-10 * scale
 
 
 @compiled
@@ -94,11 +77,7 @@ def test_a_row_is_the_same_alone_bit_for_bit(divergence):
     sketch, _, w = random_parts(7, batch=40)
     w[3], w[4, 2], w[5] = math.nan, 0.0, 1e200
     k = box(sketch, 0.3)
-    x, y = box_proposal(w, k, divergence)
-    for row in range(40):
-        alone = box_proposal(w[row : row + 1], k, divergence)
-        assert torch.equal(alone[0], x[row : row + 1])
-        assert torch.equal(alone[1].nan_to_num(), y[row : row + 1].nan_to_num())
+    assert_rows_are_alone(box_proposal, w, k, divergence)
 
 
 @compiled

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from proposing import assert_as_without, assert_rows_are_alone, certificates, without
 from test_projection import CASES, hull, random_parts
 
 from myna import c_source
@@ -30,18 +31,6 @@ KINDS = [
     "far",
     "signed",
 ]
-
-
-def certificates(w, k, divergence):
-    x, y = hull_proposal(w, k, divergence)
-    return projection._bounded(k, divergence, w, x, y, torch.isfinite(y).all(1))
-
-
-def without(w, k, divergence):
-    """The same projection where nothing compiles."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proposal, "built", lambda *_: None)
-        return project(w, k, divergence)
 
 
 def random_hull(seed, kind):
@@ -78,7 +67,7 @@ def random_hull(seed, kind):
 def test_proposals_are_certified(divergence):
     sketch, vertices, w = random_parts(6, batch=300)
     k = hull(sketch, vertices)
-    found = certificates(w, k, divergence)
+    found = certificates(hull_proposal, w, k, divergence)
     assert float(found.gap.max()) < 1e-12 and float(found.violation.max()) == 0
     assert project(w, k, divergence).iterations.tolist() == [0] * 300
 
@@ -87,11 +76,7 @@ def test_proposals_are_certified(divergence):
 @given(st.integers(0, 10_000), st.sampled_from(KINDS), st.sampled_from(list(Divergence)))
 def test_answers_are_those_without_the_pass(seed, kind, divergence):
     w, k = random_hull(seed, kind)
-    found, plain = project(w, k, divergence), without(w, k, divergence)
-    both = found.solved & plain.solved
-    assert bool((found.solved | ~plain.solved).all())  # never fewer
-    scale = plain.value[both].clamp(min=1)
-    assert bool(((found.value[both] - plain.value[both]).abs() <= 2.1e-10 * scale).all())
+    assert_as_without(w, k, divergence)
 
 
 @compiled
@@ -100,7 +85,7 @@ def test_least_squares_needs_no_other_solver(seed, kind):
     """Where no coordinate of the sketch is all zeros, which `project` leaves out anyway."""
     w, k = random_hull(seed, kind)
     if bool((k.sketch != 0).any()):
-        found = certificates(w, k, Divergence.L2)
+        found = certificates(hull_proposal, w, k, Divergence.L2)
         assert bool((found.gap <= 1e-10 * found.value.clamp(min=1)).all())
 
 
@@ -109,10 +94,8 @@ def test_least_squares_needs_no_other_solver(seed, kind):
 @pytest.mark.parametrize("name", HULLS)
 def test_degenerate_answers_are_those_without_the_pass(name, divergence):
     w, k = CASES[name]
-    found, plain = project(w, k, divergence), without(w, k, divergence)
+    found, plain = assert_as_without(w, k, divergence)
     assert bool(found.solved.all()) and bool(plain.solved.all())
-    scale = float(plain.value.clamp(min=1))
-    assert float((found.value - plain.value).abs()) <= 2.1e-10 * scale
 
 
 @compiled
@@ -121,12 +104,8 @@ def test_a_row_is_the_same_alone_bit_for_bit(divergence):
     sketch, vertices, w = random_parts(7, batch=40)
     w[3], w[4, 2], w[5] = math.nan, 0.0, 1e200
     k = hull(sketch, vertices)
-    x, y = hull_proposal(w, k, divergence)
+    x = assert_rows_are_alone(hull_proposal, w, k, divergence)
     assert not bool(x.isnan().any())
-    for row in range(40):
-        alone = hull_proposal(w[row : row + 1], k, divergence)
-        assert torch.equal(alone[0], x[row : row + 1])
-        assert torch.equal(alone[1].nan_to_num(), y[row : row + 1].nan_to_num())
 
 
 @compiled
