@@ -206,10 +206,20 @@ def lingen(
         )
     n, all_rows = len(histories.lengths), torch.arange(len(rows.lengths))
     found = combine(fitted, held, all_rows[:n], all_rows[n:], ridges)
+    return combined_students(teacher, targets, histories, found.weights), found
+
+
+def combined_students(
+    teacher: Laws,
+    targets: Prefixes,
+    histories: Prefixes,
+    weights: Float[Tensor, "history target"],
+) -> list[CombinedHistories]:
+    """One student a target; what is left of a horizon after the longest prompt is theirs."""
     horizon = teacher.spec.horizon
-    room = None if horizon is None else horizon - int(rows.lengths.max())
-    students = [CombinedHistories(teacher, histories, v, room) for v in found.weights.mT]
-    return students, found
+    longest = max(int(rows.lengths.max()) for rows in (targets, histories))
+    room = None if horizon is None else horizon - longest
+    return [CombinedHistories(teacher, histories, v, room) for v in weights.mT]
 
 
 def stacked_prefixes(first: Prefixes, second: Prefixes) -> Prefixes:
