@@ -20,7 +20,19 @@ import time
 
 import altair as alt
 import torch
-from lingen import FUTURE, LENGTH, REPORTED, SIZES, TOKENS, TUNING, along, corpus, kl, summary, windows
+from lingen import (
+    FUTURE,
+    LENGTH,
+    REPORTED,
+    SIZES,
+    TOKENS,
+    TUNING,
+    along,
+    corpus,
+    kl,
+    summary,
+    windows,
+)
 from results import FOLDER, save
 
 from myna.app.picture import write_picture
@@ -34,12 +46,11 @@ from myna.teachers.uri import open_teacher
 
 def squares(places: Places, ridge: float) -> torch.Tensor:
     """Weighted least squares of all logits, the ridge that the common futures chose."""
-    flat = places.coordinates.flatten(1)
-    heavy = (places.coordinates * places.weights[:, None]).flatten(1)
-    gram = heavy @ flat.mT
     aimed = (places.laws - places.laws.mean(1, keepdim=True)) @ places.directions.mT
+    gram = places.gram.clone()
     gram.diagonal().add_(ridge * float(gram.diagonal().mean()))
-    return torch.linalg.solve(gram, heavy @ aimed.flatten())
+    heavy = (aimed * places.weights[:, None]).flatten()
+    return torch.linalg.solve(gram, places.coordinates.flatten(1) @ heavy)
 
 
 def measured(judged: tuple[torch.Tensor, torch.Tensor], weights: torch.Tensor) -> float:

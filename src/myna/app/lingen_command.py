@@ -14,6 +14,7 @@ from myna.app.budget import Budgets, budget_of, open_within, read_budget
 from myna.app.options import Json, LedgerPath, Seed, TeacherName, Yes
 from myna.app.spending import confirm_spending
 from myna.errors import InputError
+from myna.logits.likeliest import likeliest_lingen
 from myna.logits.lingen import Combination, CombinedHistories, lingen, shuffled
 from myna.lowrank.student import State
 from myna.spec import Spec
@@ -44,6 +45,14 @@ def lingen_command(
     nonsense: Annotated[
         bool, typer.Option("--nonsense", help="Other prompts with their tokens shuffled.")
     ] = False,
+    own: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Fit by likelihood, on the futures and on this many continuations that the prompt "
+            "itself draws; unless given, by least squares of logits on the futures.",
+        ),
+    ] = None,
     text: Annotated[
         Path | None,
         typer.Option(help="Windows of this file as prompts and futures; else the teacher's own."),
@@ -55,6 +64,8 @@ def lingen_command(
     as_json: Json = False,
 ) -> None:
     """Generate from a combination of other prompts; the prompt itself is not asked."""
+    if own is not None and top_k is not None:
+        raise InputError("--own fits whole laws by likelihood; leave out --top-k")
     limits = read_budget(budget)
     source = open_within(teacher, limits)
     prompt = _prompt(teacher, source.spec, target)
@@ -70,16 +81,21 @@ def lingen_command(
         if nonsense:
             past = shuffled(past, generator)
         after = Prefixes.of(rows[histories:])
-        (fitted,), found = lingen(fitting, Prefixes.of([prompt]), past, after, top_k)
+        goal = Prefixes.of([prompt])
+        room = _room(fitting.spec, max(map(len, (prompt, *past.rows()))), tokens)
+        if own is None:
+            (fitted,), found = lingen(fitting, goal, past, after, top_k)
+        else:
+            drawn = _drawn(fitting, goal, own, room)
+            (fitted,), _, found = likeliest_lingen(fitting, goal, past, after, drawn)
         student = CombinedHistories(generating, past, fitted.weights, fitted.spec.horizon)
         said = student.sample(count, generator, tokens).tokens
-        room = student.spec.horizon  # another prompt may be longer than the target
-        by_teacher = ledger.laws("compare").complete(
-            Prefixes.of([prompt]), count, max_tokens=tokens if room is None else min(tokens, room)
-        )
+        by_teacher = ledger.laws("compare").complete(goal, count, max_tokens=room)
         kl = _divergence(ledger.laws("compare"), student, prompt, by_teacher.tokens[0])
         accounts = {name: spent.next_token_queries for name, spent in ledger.accounts().items()}
     record = _record(teacher, found, kl, accounts) | {
+        "fitted_by": "least squares" if own is None else "likelihood",
+        "own_continuations": own or 0,
         "copy": _texts(source.spec, said),
         "teacher_says": _texts(source.spec, by_teacher.tokens[0]),
     }
@@ -169,6 +185,27 @@ def _record(
     }
 
 
+def _room(spec: Spec, longest: int, tokens: int) -> int:
+    """Tokens that may follow the longest prompt; another may be longer than the target."""
+    if spec.horizon is None:
+        return tokens
+    if longest >= spec.horizon:
+        raise InputError(
+            f"nothing can follow a prompt of {longest} tokens at horizon {spec.horizon}; "
+            "give a shorter prompt or a larger horizon"
+        )
+    return min(tokens, spec.horizon - longest)
+
+
+def _drawn(view: LawsView, prompt: Prefixes, count: int, tokens: int) -> list[Prefixes] | None:
+    """Continuations of the prompt by the teacher, on the stream of fitting."""
+    if not count:
+        return None
+    found = view.complete(prompt, count, max_tokens=tokens)
+    rows = zip(found.tokens[0].tolist(), found.lengths[0].tolist(), strict=True)
+    return [Prefixes.of([row[:length] for row, length in rows])]
+
+
 def _texts(spec: Spec, tokens: torch.Tensor) -> list[str]:
     rows = [[spec.alphabet[t] for t in row if t >= 0] for row in tokens.tolist()]
     return [" ".join(row) for row in rows]
@@ -176,8 +213,14 @@ def _texts(spec: Spec, tokens: torch.Tensor) -> list[str]:
 
 def _show(record: dict[str, Any]) -> None:
     say = output.out.print
-    say(f"combined      {record['histories']} other prompts, ridge {record['ridge']:g}")
-    say(f"unexplained   {record['unexplained']:.2%} of the prompt's rows on held-out futures")
+    say(
+        f"combined      {record['histories']} other prompts by {record['fitted_by']}, "
+        f"ridge {record['ridge']:g}"
+    )
+    say(
+        f"unexplained   {record['unexplained']:.2%} of the prompt's rows on held-out futures, "
+        "by least squares"
+    )
     half = record["half_interval_95"]
     within = "" if half is None else f" +- {half:.3g} (95%, over the teacher's continuations shown)"
     say(

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from myna.errors import InputError
@@ -65,12 +65,14 @@ class Places:
     coordinates, directions: of the histories' logits, as in `Rows`
     laws: (place, token) the target's log-probabilities, nats
     weights: (place,) w, draws
+    gram: (history, history) sum over places of w X X'
     """
 
     coordinates: Float[Tensor, "history place direction"]
     directions: Float[Tensor, "direction token"]
     laws: Float[Tensor, "place token"]
     weights: Float[Tensor, " place"]
+    gram: Float[Tensor, "history history"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +125,9 @@ def _widened(known: Tensor, logits: Tensor) -> Tensor:
     return torch.cat([known, found[:, sizes > least].mT.flip(0)])
 
 
-def fit_weights(places: Places, start: Float[Tensor, " history"], iterations: int = 100) -> Likeliest:
+def fit_weights(
+    places: Places, start: Float[Tensor, " history"], iterations: int = 60
+) -> Likeliest:
     """Limited-memory BFGS on z where v = start + C z, C C' = (sum w X X' + damping)^-1.
 
     Raises:
@@ -133,7 +137,7 @@ def fit_weights(places: Places, start: Float[Tensor, " history"], iterations: in
         raise InputError("weights are fitted to places, and none has any weight")
     X, B, w = places.coordinates.flatten(1), places.directions, places.weights
     probs, share = places.laws.exp(), w / w.sum()
-    gram = (places.coordinates * share[:, None]).flatten(1) @ X.mT
+    gram = places.gram / w.sum()
     gram.diagonal().add_(_DAMPING * float(gram.diagonal().mean()))
     factor = torch.linalg.cholesky(gram)
     base = (start @ X).unflatten(0, (len(w), -1))
@@ -169,10 +173,12 @@ class Common(NamedTuple):
     """What all targets share: histories and targets at the nodes of common futures.
 
     rows: the histories' rows, then the targets'
+    gram: (row, row) their inner products
     start: least squares on them, as in LINGEN
     """
 
     rows: Rows
+    gram: Float[Tensor, "row row"]
     start: Combination
 
 
@@ -201,7 +207,8 @@ def common_rows(
             "the held-out futures have no prefix that the others lack; give longer or more futures"
         )
     every = torch.arange(len(rows.coordinates))
-    return Common(rows, combine(fitted, held, every[:n], every[n:], ridges))
+    start = combine(fitted, held, every[:n], every[n:], ridges)
+    return Common(rows, (fitted + held).products, start)
 
 
 def _gram(rows: Rows, chosen: Tensor) -> RowGram:
@@ -225,20 +232,23 @@ def places_of(
     weight: draws that a common place counts as
     """
     n, (rows, B) = len(histories.lengths), common.rows
+    gram = weight * common.gram[:n, :n]
     laws = (rows[n + target] @ B).log_softmax(1)
     shared = torch.full((rows.shape[1],), weight, dtype=torch.float64)
     if own is None:
-        return Places(rows[:n], B, laws, shared)
+        return Places(rows[:n], B, laws, shared, gram)
     tree = FutureTree.of(own)
     here = read_rows(teacher, histories, tree, own, B)
     before = torch.nn.functional.pad(rows[:n], (0, len(here.directions) - len(B)))
     draws = torch.bincount(tree.node_of[tree.node_of >= 0], minlength=len(tree.pairs)).double()
     true = crossed(teacher, targets.take(torch.tensor([target])), own, tree.pairs).laws[0]
+    heavy = (here.coordinates * draws[:, None]).flatten(1)
     return Places(
         torch.cat([before, here.coordinates], 1),
         here.directions,
         torch.cat([laws, true]),
         torch.cat([shared, draws]),
+        gram + heavy @ here.coordinates.flatten(1).mT,
     )
 
 
