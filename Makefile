@@ -52,6 +52,7 @@ logits: $(READY)
 	@set -e; for part in speed spectra; do $(BIN)/python bench/spectrum.py $$part; done
 	@set -e; for name in stories260k "stories260k --openings" "stories260k --nonsense" charrnn-shakespeare \
 		charrnn-darwin bundled; do $(BIN)/python bench/lingen.py $$name; done
+	@$(BIN)/python bench/lingen_likely.py
 	@$(BIN)/python bench/history_embeddings.py
 	@set -e; for part in ours ngrams lstm probabilities; do \
 		$(BIN)/python bench/text_students.py charrnn-shakespeare --part $$part; done

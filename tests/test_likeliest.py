@@ -51,15 +51,24 @@ def continuations(teacher, targets, count, tokens):
     ]  # fmt: skip
 
 
-def plain_sum(teacher, histories, target, words, weights, v):
-    """Sum over words of w KL(p || softmax(v' L)), one law at a time."""
-    total = 0.0
-    for word, weight in zip(words, weights, strict=True):
-        true = teacher.laws(Prefixes.of([[*target, *word]]))[0]
-        logits = centred(teacher.laws(Prefixes.of([[*h, *word] for h in histories.rows()])))
-        copy = (torch.as_tensor(v) @ logits).log_softmax(0)
-        total += weight * float((true.exp() * (true - copy)).sum())
-    return total
+def plain_sum(teacher, histories, target, words, weights):
+    """v -> sum over words of w KL(p || softmax(v' L)), one law at a time."""
+    asked = [
+        (
+            teacher.laws(Prefixes.of([[*target, *word]]))[0],
+            centred(teacher.laws(Prefixes.of([[*h, *word] for h in histories.rows()]))),
+        )
+        for word in words
+    ]
+
+    def value(v):
+        total = 0.0
+        for (true, logits), weight in zip(asked, weights, strict=True):
+            copy = (torch.as_tensor(v) @ logits).log_softmax(0)
+            total += weight * float((true.exp() * (true - copy)).sum())
+        return total
+
+    return value
 
 
 def places_and_words(network, count=3, own_count=6):
@@ -86,8 +95,10 @@ def test_it_finds_the_least_that_a_plain_search_finds(network):
     fit = fit_weights(places, common.start.weights[:, 1])
     target = list(targets.rows())[1]
 
+    plain = plain_sum(network, histories, target, words, weights)
+
     def value(v):
-        return plain_sum(network, histories, target, words, weights, v) / sum(weights)
+        return plain(v) / sum(weights)
 
     assert fit.before == pytest.approx(value(common.start.weights[:, 1]))
     assert fit.after == pytest.approx(value(fit.weights), abs=1e-9)
@@ -106,7 +117,7 @@ def test_draws_weigh_places_so_that_the_sum_is_the_kl_of_continuations(network):
     total = 0.0
     for row in own.rows():
         words = [row[:t] for t in range(len(row))]
-        total += plain_sum(network, histories, target, words, [1.0] * 3, fit.weights)
+        total += plain_sum(network, histories, target, words, [1.0] * 3)(fit.weights)
     assert 3 * fit.after == pytest.approx(total / 20, abs=1e-9)
 
 
