@@ -216,4 +216,5 @@ def test_an_empty_target_is_followed_as_far_as_the_other_prompts():
     sizes = ["--histories", "12", "--futures", "12", "--future-tokens", "4", "--tokens", "15"]
     run = CliRunner().invoke(app, ["lingen", ISAN, "--target", "", *sizes, "--json"])
     told = json.loads(run.stdout)
-    assert run.exit_code == 0 and len(told["kl_by_token"]) == 11
+    assert run.exit_code == 0 and len(told["kl_by_token"]) == told["tokens"] == 11
+    assert "11 tokens of 15: the longest prompt leaves no more" in run.stderr

@@ -24,7 +24,7 @@ STYLE = Style(ids=True, batch=1, many=True)
 
 def asker(url, sleep=lambda _: None, clock=lambda: 0.0, **settings):
     """No waiting between tries: their lengths are tested by themselves."""
-    endpoint = Endpoint("fake", url, **{"timeout": 0.3, "retries": 20, **settings})
+    endpoint = Endpoint("fake", url, **{"timeout": 10.0, "retries": 20, **settings})
     return Asker(endpoint, VOCABULARY, Transport(endpoint, clock=clock, sleep=sleep))
 
 
@@ -66,6 +66,22 @@ def test_a_dead_server_is_a_teacher_error():
         pass
     with pytest.raises(TeacherError, match="the connection failed"):
         asker(url, retries=1).ask_all(questions(1), STYLE)
+
+
+def test_what_is_waited_for_is_said_once_in_five_seconds(caplog):
+    with serving(FakeModel(HMM)) as url:
+        pass
+    passed = [0.0]
+
+    def sleep(seconds):
+        passed[0] += 3.0 * (seconds > 0)
+
+    with pytest.raises(TeacherError):
+        asker(url, sleep, lambda: passed[0], retries=4).ask_all(questions(1), STYLE)
+    said = [record.getMessage() for record in caplog.records if "myna" in record.name]
+    tries = [line.split("waiting to try again ")[1] for line in said]
+    assert tries == ["(2 of 5)", "(4 of 5)"]
+    assert all(url in line and "the connection failed" in line for line in said)
 
 
 def test_a_refusal_is_not_asked_again():

@@ -93,9 +93,12 @@ def lingen_command(
         by_teacher = ledger.laws("compare").complete(goal, count, max_tokens=room)
         kl = _divergence(ledger.laws("compare"), student, prompt, by_teacher.tokens[0])
         accounts = {name: spent.next_token_queries for name, spent in ledger.accounts().items()}
+    if room < tokens:
+        output.err.print(f"{room} tokens of {tokens}: the longest prompt leaves no more")
     record = _record(teacher, found, kl, accounts) | {
         "fitted_by": "least squares" if own is None else "likelihood",
         "own_continuations": own or 0,
+        "tokens": room,
         "copy": _texts(source.spec, said),
         "teacher_says": _texts(source.spec, by_teacher.tokens[0]),
     }

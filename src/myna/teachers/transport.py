@@ -10,11 +10,12 @@ another after a wait of
 Any other status is final. All tries of a question carry one Idempotency-Key, so a server
 that keeps such keys bills it once. Nothing is streamed: an answer is read whole or not at
 all. Answers that came while another question of the same call failed are kept and
-handed out when they are asked again.
+handed out when they are asked again. What is waited for is logged, a line in five seconds.
 """
 
 import dataclasses
 import json
+import logging
 import random
 import threading
 import time
@@ -34,6 +35,10 @@ _AGAIN = frozenset({408, 409, 425, 429, *range(500, 600)})
 _LONGEST = 60.0  # seconds between two tries, where the server names no other time
 _MOST_BYTES = 2**28  # of one answer
 _SHOWN = 200  # characters of a server's message that ours repeats
+
+_QUIET = 5.0  # seconds between two lines that say what is waited for
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -120,6 +125,7 @@ class Transport:
         self._lock = threading.Lock()
         self._traffic = Traffic()
         self._kept: dict[str, Any] = {}
+        self._said = -_QUIET  # when a line was last logged
 
     @property
     def traffic(self) -> Traffic:
@@ -191,7 +197,9 @@ class Transport:
             else:
                 self._count(answered=1)
                 return answer
-            self._wait(attempt, getattr(why, "wait", None))
+            if attempt < self._endpoint.retries:
+                self._say(attempt, why)
+                self._wait(attempt, getattr(why, "wait", None))
         raise TeacherError(
             f"{self._endpoint.model} at {self._endpoint.base_url} gave no answer in "
             f"{self._endpoint.retries + 1} tries, the last time because {why}; nothing of this "
@@ -203,9 +211,22 @@ class Transport:
             record = dataclasses.asdict(self._traffic)
             self._traffic = Traffic(**{k: v + more.get(k, 0) for k, v in record.items()})
 
+    def _say(self, attempt: int, why: Exception) -> None:
+        with self._lock:
+            now = self._clock()
+            if now - self._said < _QUIET:
+                return
+            self._said = now
+        _log.warning(
+            "%s at %s: %s; waiting to try again (%d of %d)",
+            self._endpoint.model,
+            self._endpoint.base_url,
+            why,
+            attempt + 2,
+            self._endpoint.retries + 1,
+        )
+
     def _wait(self, attempt: int, told: float | None) -> None:
-        if attempt >= self._endpoint.retries:
-            return
         if told is not None:
             self._pace.hold(self._clock() + told)
             return
