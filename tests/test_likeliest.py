@@ -146,12 +146,14 @@ def test_the_start_is_lingens(network):
     torch.testing.assert_close(common.start.weights, expected.weights)
 
 
-def test_directions_are_as_few_as_the_logits_take(monkeypatch):
-    teacher = open_teacher("zoo:isan?dim=2&symbols=6&horizon=8")
+@pytest.mark.parametrize("symbols", [6, 30])  # fewer and more than there are places
+def test_directions_are_as_few_as_the_logits_take(monkeypatch, symbols):
+    teacher = open_teacher(f"zoo:isan?dim=2&symbols={symbols}&horizon=8")
     histories, futures = rows_of(teacher, 5, 3), Prefixes.of([[0, 1, 2], [3, 4, 5], [5, 5, 0]])
     tree = FutureTree.of(futures)
     whole = read_rows(teacher, histories, tree, futures)
-    assert len(whole.directions) < 6
+    # two at each of three places, and centred logits of 6 tokens have 5
+    assert len(whole.directions) == {6: 5, 30: 6}[symbols]
     eye = torch.eye(len(whole.directions), dtype=torch.float64)
     torch.testing.assert_close(whole.directions @ whole.directions.mT, eye)
     logits = whole.coordinates @ whole.directions

@@ -121,8 +121,13 @@ def _widened(known: Tensor, logits: Tensor) -> Tensor:
     left = logits - (logits @ known.mT) @ known
     if float((left**2).sum()) <= least:
         return known
-    sizes, found = torch.linalg.eigh(left.mT @ left)
-    return torch.cat([known, found[:, sizes > least].mT.flip(0)])
+    if len(left) < left.shape[1]:  # the smaller of both tables of inner products
+        sizes, mixed = torch.linalg.eigh(left @ left.mT)
+        found = torch.linalg.qr(left.mT @ mixed[:, sizes > least]).Q
+    else:
+        sizes, every = torch.linalg.eigh(left.mT @ left)
+        found = every[:, sizes > least]
+    return torch.cat([known, found.mT])
 
 
 def fit_weights(
