@@ -36,6 +36,7 @@ MINUTES = (
     Bench("ledger.py --part concurrency --part disk", ("ledger.concurrency", "ledger.disk")),
     Bench("line_faults.py", ("line_faults",)),
     Bench("compression.py --picture"),
+    Bench("lingen_likely.py --picture"),
     Bench("no_fidelity.py --picture"),
     Bench("sampled_anchor.py --picture"),
     Bench("sampled_budget.py --picture"),
