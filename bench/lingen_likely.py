@@ -36,10 +36,8 @@ from lingen import (
 from results import FOLDER, save
 
 from myna.app.picture import write_picture
-from myna.logits.likeliest import Places, common_rows, fit_weights, places_of, read_rows
-from myna.logits.lingen import RIDGES
-from myna.teachers.crossing import FutureTree
-from myna.teachers.ledger import Ledger
+from myna.logits.likeliest import Common, Places, common_rows, fit_weights, places_of, read_rows
+from myna.teachers.ledger import LawsView, Ledger
 from myna.teachers.prefixes import Prefixes
 from myna.teachers.uri import open_teacher
 
@@ -57,6 +55,29 @@ def measured(judged: tuple[torch.Tensor, torch.Tensor], weights: torch.Tensor) -
     """Total KL along one continuation."""
     logits, true = judged
     return kl(true, torch.einsum("h,hto->to", weights, logits).log_softmax(1))
+
+
+def one_target(
+    fitting: LawsView, judging: LawsView, targets: Prefixes, target: int, histories: Prefixes,
+    common: Common, own: int,
+) -> dict[str, float]:  # fmt: skip
+    """Total KL of all four ways along a continuation that none of them saw."""
+    this = targets.take(torch.tensor([target]))
+    judged = judging.complete(this, 1, max_tokens=TOKENS).tokens[0, 0]
+    row = Prefixes.of([judged.tolist()])
+    read = read_rows(judging, histories, row, common.rows.directions)
+    logits = read.coordinates @ read.directions
+    one = logits, along(judging, this, judged.tolist())[0]
+    drawn = fitting.complete(this, own, max_tokens=TOKENS).tokens[0]
+    start = common.start.weights[:, target]
+    told = {}
+    for name, futures in (("", None), (", own", Prefixes.of(drawn.tolist()))):
+        places = places_of(fitting, targets, target, histories, common, futures)
+        plain = start if futures is None else squares(places, common.start.ridge)
+        fit = fit_weights(places, start)
+        for kind, weights in (("squares", plain), ("likelihood", fit.weights)):
+            told[kind + name] = measured(one, weights)
+    return told
 
 
 def main() -> None:
@@ -82,24 +103,13 @@ def main() -> None:
     ledger = Ledger(open_teacher(uri))
     fitting, judging = ledger.laws("fit"), ledger.laws("lingen")
     began = time.perf_counter()
-    common = common_rows(fitting, targets, histories, futures, RIDGES)
+    common = common_rows(fitting, targets, histories, futures)
     print(f"common futures in {time.perf_counter() - began:.0f} s", flush=True)
     found: dict[str, list[float]] = {}
-    for t, prompt in enumerate(targets.rows()):
-        this = Prefixes.of([list(prompt)])
-        judged = judging.complete(this, 1, max_tokens=TOKENS).tokens[0, 0]
-        row = Prefixes.of([judged.tolist()])
-        read = read_rows(judging, histories, FutureTree.of(row), row, common.rows.directions)
-        logits = read.coordinates @ read.directions
-        one = logits, along(judging, this, judged.tolist())[0]
-        drawn = fitting.complete(this, chosen.own, max_tokens=TOKENS).tokens[0]
-        start = common.start.weights[:, t]
-        for name, own in (("", None), (", own", Prefixes.of(drawn.tolist()))):
-            places = places_of(fitting, targets, t, histories, common, own)
-            plain = start if own is None else squares(places, common.start.ridge)
-            fit = fit_weights(places, start)
-            for kind, weights in (("squares", plain), ("likelihood", fit.weights)):
-                found.setdefault(kind + name, []).append(measured(one, weights))
+    for t in range(len(targets.lengths)):
+        told = one_target(fitting, judging, targets, t, histories, common, chosen.own)
+        for name, lost in told.items():
+            found.setdefault(name, []).append(lost)
         print(t, {name: round(v[-1], 4) for name, v in found.items()}, flush=True)
         kept = {name: summary(values) if t else {} for name, values in found.items()}
         record = {

@@ -151,14 +151,14 @@ def test_directions_are_as_few_as_the_logits_take(monkeypatch, symbols):
     teacher = open_teacher(f"zoo:isan?dim=2&symbols={symbols}&horizon=8")
     histories, futures = rows_of(teacher, 5, 3), Prefixes.of([[0, 1, 2], [3, 4, 5], [5, 5, 0]])
     tree = FutureTree.of(futures)
-    whole = read_rows(teacher, histories, tree, futures)
+    whole = read_rows(teacher, histories, futures)
     # two at each of three places, and centred logits of 6 tokens have 5
     assert len(whole.directions) == {6: 5, 30: 6}[symbols]
     eye = torch.eye(len(whole.directions), dtype=torch.float64)
     torch.testing.assert_close(whole.directions @ whole.directions.mT, eye)
     logits = whole.coordinates @ whole.directions
     monkeypatch.setattr(likeliest, "_BLOCK_BYTES", 1)  # a history at a time
-    parts = read_rows(teacher, histories, tree, futures, whole.directions[:1])
+    parts = read_rows(teacher, histories, futures, whole.directions[:1])
     torch.testing.assert_close(parts.coordinates @ parts.directions, logits)
     torch.testing.assert_close(parts.directions[:1], whole.directions[:1])
     for row, history in enumerate(histories.rows()):

@@ -15,8 +15,8 @@ from myna.app.options import Json, LedgerPath, Seed, TeacherName, Yes
 from myna.app.spending import confirm_spending
 from myna.errors import InputError
 from myna.logits.likeliest import likeliest_lingen
-from myna.logits.lingen import Combination, CombinedHistories, lingen, shuffled
-from myna.lowrank.student import State
+from myna.logits.lingen import Combination, CombinedHistories, lingen, room_after, shuffled
+from myna.lowrank.student import State, Strings
 from myna.spec import Spec
 from myna.teachers.encode import encoded, read_texts
 from myna.teachers.ledger import LawsView, Ledger
@@ -82,7 +82,7 @@ def lingen_command(
             past = shuffled(past, generator)
         after = Prefixes.of(rows[histories:])
         goal = Prefixes.of([prompt])
-        room = _room(fitting.spec, max(map(len, (prompt, *past.rows()))), tokens)
+        room = _room(fitting.spec, goal, past, tokens)
         if own is None:
             (fitted,), found = lingen(fitting, goal, past, after, top_k)
         else:
@@ -188,16 +188,17 @@ def _record(
     }
 
 
-def _room(spec: Spec, longest: int, tokens: int) -> int:
+def _room(spec: Spec, goal: Prefixes, past: Prefixes, tokens: int) -> int:
     """Tokens that may follow the longest prompt; another may be longer than the target."""
-    if spec.horizon is None:
+    room = room_after(spec, goal, past)
+    if spec.horizon is None or room is None:
         return tokens
-    if longest >= spec.horizon:
+    if room < 1:
         raise InputError(
-            f"nothing can follow a prompt of {longest} tokens at horizon {spec.horizon}; "
+            f"nothing can follow a prompt of {spec.horizon - room} tokens at horizon {spec.horizon}; "
             "give a shorter prompt or a larger horizon"
         )
-    return min(tokens, spec.horizon - longest)
+    return min(tokens, room)
 
 
 def _drawn(view: LawsView, prompt: Prefixes, count: int, tokens: int) -> list[Prefixes] | None:
@@ -205,8 +206,7 @@ def _drawn(view: LawsView, prompt: Prefixes, count: int, tokens: int) -> list[Pr
     if not count:
         return None
     found = view.complete(prompt, count, max_tokens=tokens)
-    rows = zip(found.tokens[0].tolist(), found.lengths[0].tolist(), strict=True)
-    return [Prefixes.of([row[:length] for row, length in rows])]
+    return [Prefixes.of(output.token_rows(Strings(found.tokens[0], found.lengths[0])))]
 
 
 def _texts(spec: Spec, tokens: torch.Tensor) -> list[str]:

@@ -34,6 +34,7 @@ from myna.logits.lingen import (
     RowGram,
     combine,
     combined_students,
+    fitted_futures,
     stacked_prefixes,
 )
 from myna.teachers.crossing import FutureTree, crossed
@@ -41,7 +42,6 @@ from myna.teachers.oracle import Laws
 from myna.teachers.prefixes import Prefixes
 
 COMMON = 0.2  # draws that a place of the common futures counts as
-_HELD_OUT = 0.2  # of the common futures, for the ridge of the start
 _NEGLIGIBLE = 1e-6  # of a block's norm: directions below it are rounding
 _DAMPING = 1e-3  # of the preconditioner, times its mean diagonal
 _BLOCK_BYTES = 2**28
@@ -91,17 +91,19 @@ class Likeliest:
 
 
 def read_rows(
-    teacher: Laws, histories: Prefixes, tree: FutureTree, futures: Prefixes,
+    teacher: Laws,
+    histories: Prefixes,
+    futures: Prefixes,
     directions: Float[Tensor, "direction token"] | None = None,
-) -> Rows:  # fmt: skip
-    """Ask every history at every node of some futures.
+) -> Rows:
+    """Ask every history at every node of the `FutureTree` of some futures.
 
     directions: known ones, kept as the first; more are added where logits leave their span
 
     Raises:
         InputError: futures that do not fit; a law with a zero.
     """
-    width = teacher.spec.num_tokens
+    width, tree = teacher.spec.num_tokens, FutureTree.of(futures)
     known = torch.empty((0, width), dtype=torch.float64) if directions is None else directions
     step = max(1, _BLOCK_BYTES // (8 * width * len(tree.pairs)))
     parts = []
@@ -153,9 +155,11 @@ def fit_weights(
     )  # fmt: skip
     values: list[float] = []
 
+    def moved() -> Tensor:
+        return torch.linalg.solve_triangular(factor.mT, z[:, None], upper=True)[:, 0]
+
     def divergence() -> Tensor:
-        moved = torch.linalg.solve_triangular(factor.mT, z[:, None], upper=True)[:, 0]
-        laws = ((base + (moved @ X).view_as(base)) @ B).log_softmax(1)
+        laws = ((base + (moved() @ X).view_as(base)) @ B).log_softmax(1)
         return share @ (probs * (places.laws - laws)).sum(1)
 
     def closure() -> Tensor:
@@ -167,11 +171,10 @@ def fit_weights(
 
     optimiser.step(closure)
     with torch.no_grad():
-        after = float(divergence())
-        moved = torch.linalg.solve_triangular(factor.mT, z[:, None], upper=True)[:, 0]
+        after, found = float(divergence()), start + moved()
     if not after <= values[0]:  # a search that broke down gives the start back
         return Likeliest(start, values[0], values[0], 0)
-    return Likeliest(start + moved, values[0], after, optimiser.state[z]["n_iter"])
+    return Likeliest(found, values[0], after, optimiser.state[z]["n_iter"])
 
 
 class Common(NamedTuple):
@@ -199,18 +202,10 @@ def common_rows(
     Raises:
         InputError: fewer than two futures, or too much alike; a law with a zero.
     """
-    count = len(futures.lengths)
-    if count < 2:
-        raise InputError(f"one future is fitted and one held out at least; got {count} in all")
-    tree, n = FutureTree.of(futures), len(histories.lengths)
-    rows = read_rows(teacher, stacked_prefixes(histories, targets), tree, futures)
-    split = min(count - 1, max(1, round((1 - _HELD_OUT) * count)))
+    split, tree, n = fitted_futures(futures), FutureTree.of(futures), len(histories.lengths)
+    rows = read_rows(teacher, stacked_prefixes(histories, targets), futures)
     first = tree.pairs[:, 0] < split
     fitted, held = _gram(rows, first), _gram(rows, ~first)
-    if not held.columns:
-        raise InputError(
-            "the held-out futures have no prefix that the others lack; give longer or more futures"
-        )
     every = torch.arange(len(rows.coordinates))
     start = combine(fitted, held, every[:n], every[n:], ridges)
     return Common(rows, (fitted + held).products, start)
@@ -243,7 +238,7 @@ def places_of(
     if own is None:
         return Places(rows[:n], B, laws, shared, gram)
     tree = FutureTree.of(own)
-    here = read_rows(teacher, histories, tree, own, B)
+    here = read_rows(teacher, histories, own, B)
     before = torch.nn.functional.pad(rows[:n], (0, len(here.directions) - len(B)))
     draws = torch.bincount(tree.node_of[tree.node_of >= 0], minlength=len(tree.pairs)).double()
     true = crossed(teacher, targets.take(torch.tensor([target])), own, tree.pairs).laws[0]

@@ -93,10 +93,14 @@ def combine(
     histories, targets: which rows of both matrices
 
     Raises:
-        InputError: without histories, targets or ridges.
+        InputError: without histories, targets or ridges, or with no held-out column.
     """
     if not len(histories) or not len(targets) or not ridges:
         raise InputError("a combination needs at least one history, one target and one ridge")
+    if not held_out.columns:
+        raise InputError(
+            "the held-out futures have no prefix that the others lack; give longer or more futures"
+        )
     own = held_out.products[targets, targets].clamp(min=torch.finfo(torch.float64).tiny)
     left = {
         ridge: _left(held_out, histories, targets, _solved(fitted, histories, targets, ridge))
@@ -193,17 +197,10 @@ def lingen(
     Raises:
         InputError: fewer than two futures, or too much alike; a law with a zero.
     """
-    count = len(futures.lengths)
-    if count < 2:
-        raise InputError(f"one future is fitted and one held out at least; got {count} in all")
+    split, count = fitted_futures(futures), len(futures.lengths)
     rows = stacked_prefixes(histories, targets)
     matrix = logit_matrix(teacher, rows, futures, k=k)
-    split = min(count - 1, max(1, round((1 - _HELD_OUT) * count)))
     fitted, held = row_gram(matrix, range(split)), row_gram(matrix, range(split, count))
-    if not held.columns:
-        raise InputError(
-            "the held-out futures have no prefix that the others lack; give longer or more futures"
-        )
     n, all_rows = len(histories.lengths), torch.arange(len(rows.lengths))
     found = combine(fitted, held, all_rows[:n], all_rows[n:], ridges)
     return combined_students(teacher, targets, histories, found.weights), found
@@ -216,10 +213,26 @@ def combined_students(
     weights: Float[Tensor, "history target"],
 ) -> list[CombinedHistories]:
     """One student a target; what is left of a horizon after the longest prompt is theirs."""
-    horizon = teacher.spec.horizon
-    longest = max(int(rows.lengths.max()) for rows in (targets, histories))
-    room = None if horizon is None else horizon - longest
+    room = room_after(teacher.spec, targets, histories)
     return [CombinedHistories(teacher, histories, v, room) for v in weights.mT]
+
+
+def room_after(spec: Spec, targets: Prefixes, histories: Prefixes) -> int | None:
+    """Tokens that may follow the longest prompt, of any; None: no horizon."""
+    longest = max(int(rows.lengths.max()) for rows in (targets, histories))
+    return None if spec.horizon is None else spec.horizon - longest
+
+
+def fitted_futures(futures: Prefixes) -> int:
+    """How many of the futures weights are fitted on, the first; the others choose the ridge.
+
+    Raises:
+        InputError: fewer than two.
+    """
+    count = len(futures.lengths)
+    if count < 2:
+        raise InputError(f"one future is fitted and one held out at least; got {count} in all")
+    return min(count - 1, max(1, round((1 - _HELD_OUT) * count)))
 
 
 def stacked_prefixes(first: Prefixes, second: Prefixes) -> Prefixes:

@@ -35,7 +35,6 @@ _AGAIN = frozenset({408, 409, 425, 429, *range(500, 600)})
 _LONGEST = 60.0  # seconds between two tries, where the server names no other time
 _MOST_BYTES = 2**28  # of one answer
 _SHOWN = 200  # characters of a server's message that ours repeats
-
 _QUIET = 5.0  # seconds between two lines that say what is waited for
 
 _log = logging.getLogger(__name__)
