@@ -43,9 +43,11 @@ _BITS, _TILT, _NOISE = 12, 0.002, 0.1
 _HORIZON = _BITS + 1
 _NOTE = (
     "EM: 4 states, one table a position, 2 random starts, squared extrapolation, 1e-10 nats a token "
-    "or 2,000 iterations"
+    "or 20,000 iterations"
 )
-_EM = EmSettings(Structure.TIME_VARYING, True, restarts=2, tolerance_nats=1e-10)
+_EM = EmSettings(
+    Structure.TIME_VARYING, True, restarts=2, tolerance_nats=1e-10, max_iterations=20_000
+)
 
 
 class Tables(NamedTuple):
