@@ -222,6 +222,9 @@ def test_any_teacher_with_laws_and_a_budget(monkeypatch, capsys):
     assert 0 < paid["queries"] < 100_000
     for more, code, said in (
         (("--budget", 50), 1, "budget"),
+        (("--budget", "500tokens"), 1, "tokens"),
+        (("--budget", "3requests"), 2, "only endpoints"),
+        (("--budget", "many"), 2, "takes a number"),
         (("--text", "nowhere.txt"), 2, "nowhere.txt"),
         (("--tokens", 9), 2, "need a horizon of 18, and it is 16"),
         (("--places", "first"), 2, "places must be"),

@@ -12,6 +12,7 @@ import altair as alt
 import typer
 
 from myna.app import block_spectrum, output
+from myna.app.budget import Budgets, budget_of, open_within, read_budget
 from myna.app.laws_settings import refuse
 from myna.app.options import Json, LedgerPath, Seed, TeacherName, Yes
 from myna.app.picture import check_folder, write_picture
@@ -20,8 +21,7 @@ from myna.errors import InputError
 from myna.logits.biased_api import BiasedApi, by_argmax, by_reference, by_top_one
 from myna.logits.estimated import completions_needed
 from myna.logits.width import Width, hidden_width
-from myna.teachers.ledger import Budget, Ledger
-from myna.teachers.uri import open_teacher
+from myna.teachers.ledger import Ledger
 
 
 class Api(Enum):
@@ -88,7 +88,7 @@ def spectrum_command(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="A folder for a page and a picture.")
     ] = None,
-    budget: Annotated[int | None, typer.Option(min=0, help="Most next-token queries.")] = None,
+    budget: Budgets = None,
     ledger_file: LedgerPath = None,
     seed: Seed = 0,
     yes: Yes = False,
@@ -101,16 +101,17 @@ def spectrum_command(
     of_blocks |= {"double-centre": double_centre or None, "keep": keep, "memory": memory}
     of_blocks |= {"no-controls": controls is False or None, "controls": controls}
     _refuse_misfits(of_blocks, api, top_k, next_token=next_token)
-    source = open_teacher(teacher)
-    confirm_spending(source, queries=budget, generated=0, yes=yes)
+    limits = read_budget(budget)
+    source = open_within(teacher, limits)
+    confirm_spending(source, queries=limits.plain, generated=0, yes=yes)
+    wall = budget_of(source, limits, queries=limits.plain)
     if not next_token:
         request = block_spectrum.Request(
             teacher, histories or 250, futures or 250, tokens, text or [], places or "last", top_k,
             double_centre, controls is not False, keep, memory or 1024, seed,
         )  # fmt: skip
         block_spectrum.check_level(source)
-        limit = Budget(queries=budget)
-        with Ledger(source, limit, seed, file=ledger_file, job="spectrum") as ledger:
+        with Ledger(source, wall, seed, file=ledger_file, job="spectrum") as ledger:
             record = block_spectrum.block_spectrum(ledger.laws("spectrum"), request, source)
             record["queries"] = ledger.total().next_token_queries
         if out is not None:
@@ -120,7 +121,7 @@ def spectrum_command(
         else:
             block_spectrum.show(record, out)
         return
-    with Ledger(source, Budget(queries=budget), seed, file=ledger_file, job="spectrum") as ledger:
+    with Ledger(source, wall, seed, file=ledger_file, job="spectrum") as ledger:
         view = ledger.laws("spectrum")
         api = api or Api.FULL
         shown = None if api is Api.FULL else BiasedApi(view, _shown_tokens(api, top_k))
