@@ -61,6 +61,7 @@ HOURS = (
     Bench("pautomac_train.py --part queries", ("pautomac_train.queries",)),
     Bench("sampled_parity.py --part ours", ("sampled_parity.ours",)),
     Bench("sampled_parity.py --part em --states 4", ("sampled_parity.em-4",)),
+    Bench("sampled_parity.py --part em --states 2", ("sampled_parity.em-2",)),
     Bench("sampled_parity.py --part spectral", ("sampled_parity.spectral",)),
     Bench(
         "sampled_parity.py --part needed-ours --bits 8 12 16",
