@@ -18,6 +18,7 @@ side by side; each keeps its own JSON.
 
 import argparse
 import dataclasses
+import re
 import time
 
 import altair as alt
@@ -143,7 +144,10 @@ def summary(rows: list[dict]) -> list[dict]:
 
 
 def picture(name: str) -> None:
-    rows = list(kept_rows(name))
+    rows = [
+        {**row, "learner": re.sub(r", [0-9,]+ iterations$", "", row["learner"])}
+        for row in kept_rows(name)
+    ]
     table = summary(rows)
     shown = [
         {
@@ -172,7 +176,11 @@ def picture(name: str) -> None:
             x=alt.X("place:Q", scale=alt.Scale(domain=[6, 26]), title="bits"),
             y=alt.Y("shown:Q", scale=alt.Scale(type="log"), title="tokens for TV .1 on 3 of 3"),
             color=alt.Color("learner:N"),
-            shape=alt.Shape("reached:N", title="reached (else: cap)"),
+            shape=alt.Shape(
+                "reached:N",
+                title="reached (else more than)",
+                scale=alt.Scale(domain=[True, False], range=["circle", "triangle-up"]),
+            ),
             tooltip=["learner:N", "bits:Q", "tokens:Q", "tried_up_to:Q"],
         )
         .properties(title="Tokens needed")
