@@ -6,7 +6,7 @@ import shutil
 import catalogue
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from myna.errors import FormatError, InputError
@@ -125,6 +125,7 @@ def test_progress_starts_with_an_estimate_and_ends_at_the_end():
     assert said[0].seconds_left > 0 and said[-1].seconds_left == 0
 
 
+@example(11, 6, 2, 26)  # a zero that comes out as 1.01e-7
 @given(st.integers(2, 12), st.integers(1, 30), st.integers(1, 7), st.integers(0, 10**6))
 def test_gram_and_randomised_values_are_those_of_the_full_decomposition(rows, columns, size, seed):
     random = torch.Generator().manual_seed(seed)
