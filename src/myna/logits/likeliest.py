@@ -52,10 +52,12 @@ class Rows(NamedTuple):
 
     coordinates: (row, place, direction) X; a row is a history
     directions: (direction, token) B, orthonormal rows
+    tree: whose nodes the places are
     """
 
     coordinates: Float[Tensor, "row place direction"]
     directions: Float[Tensor, "direction token"]
+    tree: FutureTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +116,7 @@ def read_rows(
     whole = torch.zeros((len(histories.lengths), len(tree.pairs), len(known)), dtype=torch.float64)
     for rows, part in zip(torch.arange(len(whole)).split(step), parts, strict=True):
         whole[rows, :, : part.shape[2]] = part  # rounding alone lies in directions found later
-    return Rows(whole, known)
+    return Rows(whole, known, tree)
 
 
 def _widened(known: Tensor, logits: Tensor) -> Tensor:
@@ -202,9 +204,9 @@ def common_rows(
     Raises:
         InputError: fewer than two futures, or too much alike; a law with a zero.
     """
-    split, tree, n = fitted_futures(futures), FutureTree.of(futures), len(histories.lengths)
+    split, n = fitted_futures(futures), len(histories.lengths)
     rows = read_rows(teacher, stacked_prefixes(histories, targets), futures)
-    first = tree.pairs[:, 0] < split
+    first = rows.tree.pairs[:, 0] < split
     fitted, held = _gram(rows, first), _gram(rows, ~first)
     every = torch.arange(len(rows.coordinates))
     start = combine(fitted, held, every[:n], every[n:], ridges)
@@ -231,14 +233,14 @@ def places_of(
     own: continuations that it drew; None: the common places alone
     weight: draws that a common place counts as
     """
-    n, (rows, B) = len(histories.lengths), common.rows
+    n, (rows, B, _) = len(histories.lengths), common.rows
     gram = weight * common.gram[:n, :n]
     laws = (rows[n + target] @ B).log_softmax(1)
     shared = torch.full((rows.shape[1],), weight, dtype=torch.float64)
     if own is None:
         return Places(rows[:n], B, laws, shared, gram)
-    tree = FutureTree.of(own)
     here = read_rows(teacher, histories, own, B)
+    tree = here.tree
     before = torch.nn.functional.pad(rows[:n], (0, len(here.directions) - len(B)))
     draws = torch.bincount(tree.node_of[tree.node_of >= 0], minlength=len(tree.pairs)).double()
     true = crossed(teacher, targets.take(torch.tensor([target])), own, tree.pairs).laws[0]
