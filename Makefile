@@ -12,7 +12,7 @@ demo: $(READY)
 
 test: $(READY)
 	@echo "== myna: tests, with array shapes enforced =="
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 	@echo "== all tests passed; try next: make demo, or .venv/bin/myna --help =="
 
 lint: $(READY)

@@ -1,8 +1,8 @@
 """Students of a text model in logit space, beside n-grams and a recurrent network.
 
     python bench/text_students.py charrnn-shakespeare|charrnn-darwin|stories260k
-        --part ours|lstm|ngrams|probabilities [--seed 0 1 2] [--start spectral|random]
-        [--dimension 128] [--laws 2000000] [--epochs 20]
+        --part ours|lstm|ngrams|probabilities|hidden-markov [--seed 0 1 2]
+        [--start spectral|random] [--dimension 128] [--laws 2000000] [--epochs 30]
     python bench/text_students.py --picture
 
 Every row: KL(teacher || student), nats a token, along 1,000 fresh strings of 128 tokens that no
@@ -13,7 +13,10 @@ and 8 epochs, not kept (rates .002, .004, .008, .016: .045, .035, .032, .032 nat
 logit-learners.md); charrnn-shakespeare is what is reported. Three runs on it with earlier settings
 came before and are not kept: .126 (rate .002, whole strings a step, 12 epochs), .083 twice (256
 strings). The LSTM (one layer, as many parameters, the same laws and number of epochs) starts at
-random. n-grams choose their order on held-out strings of their own. "probabilities" is the exact learner in probability space, with a cap of 128 on the rank.
+random. n-grams choose their order on held-out strings of their own. "probabilities" is the exact
+learner in probability space, with a cap of 128 on the rank; where it refuses, "hidden-markov" is the
+copy in probability space that there is: as many hidden states as the dimension, fitted to as many
+laws with the settings of bench/surrogates.py.
 """
 
 import argparse
@@ -29,6 +32,7 @@ from myna.app.picture import write_picture
 from myna.learn.exact import learn_exact
 from myna.learn.ngrams import NgramSettings, learn_ngrams
 from myna.learn.report import ExactSettings, Structure
+from myna.learn.surrogate import SurrogateSettings, fit_surrogate
 from myna.logits.fitted import FitSettings, Start, fit_network
 from myna.logits.text_laws import TextLaws, text_laws
 from myna.lowrank.student import Strings, Student
@@ -36,6 +40,7 @@ from myna.teachers.ledger import Ledger
 from myna.teachers.uri import open_teacher
 
 LENGTH, FRESH, LAWS = 128, 1_000, 2_000_000
+LSTM_RATE = 5e-3
 
 
 def uri_of(name: str) -> str:
@@ -68,6 +73,15 @@ def speed(scored: Student, tokens: torch.Tensor) -> float:
     return strings.tokens.numel() / (time.perf_counter() - began)
 
 
+def network_speed(model: torch.nn.Module, tokens: torch.Tensor) -> float:
+    """The same of a network that reads whole strings."""
+    with torch.no_grad():
+        model(tokens[:256])
+        began = time.perf_counter()
+        model(tokens[:256])
+    return tokens[:256].numel() / (time.perf_counter() - began)
+
+
 class Lstm(torch.nn.Module):
     """One layer over one-hot tokens, the last symbol before a string being one more token."""
 
@@ -92,12 +106,16 @@ def lstm(ledger: Ledger, chosen: argparse.Namespace, seed: int, fresh: TextLaws)
     size = ledger.spec.num_tokens
     data = text_laws(ledger.laws("learn"), chosen.laws, LENGTH)
     model = Lstm(size, chosen.dimension * (1 + size * (chosen.dimension + 1)))
-    descent = torch.optim.AdamW(model.parameters(), lr=chosen.rate or 5e-3, betas=(0.9, 0.99))
+    descent = torch.optim.AdamW(model.parameters(), lr=chosen.rate or LSTM_RATE, betas=(0.9, 0.99))
     steps = chosen.epochs * math.ceil(len(data.tokens) / 128)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(descent, steps)
+    fitted = []
     for _ in range(chosen.epochs):
+        fitted.append(0.0)
         for rows in torch.randperm(len(data.tokens)).split(128):
             loss = -(data.laws[rows] * model(data.tokens[rows])).sum() / data.tokens[rows].numel()
+            entropy = data.entropy[rows].mean()
+            fitted[-1] += float(loss.detach() - entropy) * len(rows) / len(data.tokens)
             descent.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -108,8 +126,16 @@ def lstm(ledger: Ledger, chosen: argparse.Namespace, seed: int, fresh: TextLaws)
         laws = torch.cat([model(rows) for rows in fresh.tokens.split(100)])
         each = (-(fresh.laws * laws).sum(2) - fresh.entropy).mean(1)
     half = 1.96 * float(each.std()) / math.sqrt(len(each))
-    count = sum(p.numel() for p in model.parameters())
-    return {"kl": float(each.mean()), "half_width": half, "parameters": count, "seconds": seconds}
+    return {
+        "kl": float(each.mean()),
+        "half_width": half,
+        "epochs": chosen.epochs,
+        "rate": chosen.rate or LSTM_RATE,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seconds": seconds,
+        "fitted_kl": fitted,
+        "tokens_a_second": network_speed(model, fresh.tokens),
+    }
 
 
 def ours(ledger: Ledger, chosen: argparse.Namespace, seed: int, fresh: TextLaws) -> dict:
@@ -155,10 +181,32 @@ def probabilities(ledger: Ledger, seed: int) -> dict:
     return {"refused": result.report.reason, "seconds": result.report.seconds, "queries": queries}
 
 
+def hidden_markov(ledger: Ledger, chosen: argparse.Namespace, seed: int, fresh: TextLaws) -> dict:
+    settings = SurrogateSettings(states=chosen.dimension, laws=chosen.laws, max_tokens=LENGTH)
+    began = time.process_time()
+    found = fit_surrogate(ledger, settings, torch.Generator().manual_seed(seed))
+    return {
+        **distance(found.student, fresh),
+        "dimension": chosen.dimension,
+        "epochs": settings.epochs,
+        "kept": found.report.climb.kept,
+        "held_out_kl": found.report.held_out_kl,
+        "parameters": chosen.dimension * (chosen.dimension + ledger.spec.num_tokens + 1),
+        "seconds": found.report.seconds,
+        "processor_seconds": time.process_time() - began,
+        "queries": ledger.total().next_token_queries,
+        "tokens_a_second": speed(found.student, fresh.tokens),
+    }
+
+
 def run(part: str, chosen: argparse.Namespace) -> None:
     uri = uri_of(chosen.name)
     fresh = text_laws(Ledger(open_teacher(uri), seed=999).laws("fresh"), FRESH * LENGTH, LENGTH)
     mark = f"-{chosen.start}-{chosen.dimension}" if part == "ours" else ""
+    if part == "hidden-markov":
+        mark = f"-{chosen.dimension}"
+    if part == "lstm":
+        mark = f"-{chosen.epochs}-epochs"
     if chosen.laws != LAWS:
         mark += f"-{chosen.laws}-laws"
     seeds = "-".join(map(str, chosen.seed))
@@ -173,6 +221,7 @@ def run(part: str, chosen: argparse.Namespace) -> None:
                 "lstm": lambda: lstm(ledger, chosen, seed, fresh),  # noqa: B023
                 "ngrams": lambda: ngrams(ledger, tokens, fresh),  # noqa: B023
                 "probabilities": lambda: probabilities(ledger, seed),  # noqa: B023
+                "hidden-markov": lambda: hidden_markov(ledger, chosen, seed, fresh),  # noqa: B023
             }[part]()
             rows.add({**row, **found})
 
@@ -181,7 +230,8 @@ def picture() -> None:
     rows = [row for row in kept_rows("text_students") if "kl" in row and row["laws"] == LAWS]
     for row in rows:
         form = f"{row.get('start')} start, dim {row.get('dimension')}, {row.get('epochs')} epochs"
-        extra = {"ours": form}
+        extra = {"ours": form, "lstm": f"LSTM, {row.get('epochs')} epochs"}
+        extra["hidden-markov"] = "hidden Markov model"
         row["method"] = extra.get(row["part"], row["part"])
     chart = (
         alt.Chart(alt.Data(values=rows), width=360, height=280)
@@ -202,7 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     names = ["charrnn-shakespeare", "charrnn-darwin", "stories260k"]
     parser.add_argument("name", choices=names, nargs="?", default=names[0])
-    parts = ["ours", "lstm", "ngrams", "probabilities"]
+    parts = ["ours", "lstm", "ngrams", "probabilities", "hidden-markov"]
     parser.add_argument("--part", choices=parts, action="append", default=[])
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--start", choices=[s.value for s in Start], default="spectral")
