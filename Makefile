@@ -49,7 +49,7 @@ logits: $(READY)
 	@$(BIN)/python bench/logit_noise.py
 	@$(BIN)/python bench/hidden_width.py
 	@$(BIN)/python bench/copytest.py
-	@set -e; for part in speed spectra; do $(BIN)/python bench/spectrum.py $$part; done
+	@set -e; for part in speed spectra centred; do $(BIN)/python bench/spectrum.py $$part; done
 	@set -e; for name in stories260k "stories260k --openings" "stories260k --nonsense" charrnn-shakespeare \
 		charrnn-darwin bundled; do $(BIN)/python bench/lingen.py $$name; done
 	@$(BIN)/python bench/lingen_likely.py

@@ -2,6 +2,7 @@
 
     python bench/spectrum.py speed [SIZE ...]     N = 250, 500, 1000 unless said
     python bench/spectrum.py spectra [SIZE]       1000 unless said, with all controls
+    python bench/spectrum.py centred [SIZE]       the same matrices, double-centred, no controls
 
 Histories and futures are pieces of 32 tokens of shared/data/tinystories, seed 0. `speed`
 times, in one run and in turns,
@@ -29,6 +30,7 @@ from myna.logits.strings import from_texts
 from myna.teachers.crossing import FutureTree, crossed
 from myna.teachers.encode import encoded, read_texts
 from myna.teachers.prefixes import Prefixes
+from myna.teachers.transformer import TransformerTeacher
 from myna.teachers.uri import open_teacher
 
 TOKENS, ROUNDS, NAIVE = 32, 5, (16, 64, 256)
@@ -172,10 +174,14 @@ def main() -> None:
         record["growth"] = growth(teacher, histories, futures, sizes)
         save("spectrum.speed", record)
         return
-    size = sizes[0] if sizes else 1000
+    spectra(teacher, uri, sizes[0] if sizes else 1000, sys.argv[1] == "centred")
+
+
+def spectra(teacher: TransformerTeacher, uri: str, size: int, centred: bool) -> None:
+    """As `myna spectrum` has them; the picture is of those with controls."""
     text = str(need_shared() / "tinystories" / "tinystories_sample.txt")
     request = block_spectrum.Request(
-        uri, size, size, TOKENS, [text], "last", None, False, True, None, 1024, 0
+        uri, size, size, TOKENS, [text], "last", None, centred, not centred, None, 1024, 0
     )
     began, used = time.perf_counter(), time.process_time()
     record = block_spectrum.block_spectrum(teacher, request, teacher)
@@ -184,16 +190,17 @@ def main() -> None:
         "processor_seconds": time.process_time() - used,
     }
     record["teacher"] = "stories260k"
-    write_picture(block_spectrum.page(record), FOLDER, "spectrum")
-    (FOLDER / "spectrum.html").unlink()
+    if not centred:
+        write_picture(block_spectrum.page(record), FOLDER, "spectrum")
+        (FOLDER / "spectrum.html").unlink()
     block_spectrum.show(record, None)
     for one in record["spectra"].values():
         for spectrum in one["spectra"]:  # every rank is in the picture
             spectrum["values"] = [float(f"{v:.5g}") for v in spectrum["values"][::10]]
             spectrum["energy"] = [float(f"{v:.7g}") for v in spectrum["energy"][::10]]
-    for angle in record["angles"]:
+    for angle in record.get("angles", []):
         angle["cosines"] = [float(f"{v:.4g}") for v in angle["cosines"]]
-    save("spectrum.spectra", record)
+    save("spectrum.centred" if centred else "spectrum.spectra", record)
 
 
 if __name__ == "__main__":
