@@ -40,7 +40,7 @@ from myna.teachers.ledger import Ledger
 from myna.teachers.uri import open_teacher
 
 LENGTH, FRESH, LAWS = 128, 1_000, 2_000_000
-LSTM_RATE = 5e-3
+LSTM_RATE, LSTM_BATCH = 5e-3, 32
 
 
 def uri_of(name: str) -> str:
@@ -107,12 +107,12 @@ def lstm(ledger: Ledger, chosen: argparse.Namespace, seed: int, fresh: TextLaws)
     data = text_laws(ledger.laws("learn"), chosen.laws, LENGTH)
     model = Lstm(size, chosen.dimension * (1 + size * (chosen.dimension + 1)))
     descent = torch.optim.AdamW(model.parameters(), lr=chosen.rate or LSTM_RATE, betas=(0.9, 0.99))
-    steps = chosen.epochs * math.ceil(len(data.tokens) / 128)
+    steps = chosen.epochs * math.ceil(len(data.tokens) / chosen.batch)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(descent, steps)
     fitted = []
     for _ in range(chosen.epochs):
         fitted.append(0.0)
-        for rows in torch.randperm(len(data.tokens)).split(128):
+        for rows in torch.randperm(len(data.tokens)).split(chosen.batch):
             loss = -(data.laws[rows] * model(data.tokens[rows])).sum() / data.tokens[rows].numel()
             entropy = data.entropy[rows].mean()
             fitted[-1] += float(loss.detach() - entropy) * len(rows) / len(data.tokens)
@@ -131,6 +131,7 @@ def lstm(ledger: Ledger, chosen: argparse.Namespace, seed: int, fresh: TextLaws)
         "half_width": half,
         "epochs": chosen.epochs,
         "rate": chosen.rate or LSTM_RATE,
+        "batch": chosen.batch,
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": seconds,
         "fitted_kl": fitted,
@@ -260,6 +261,7 @@ def main() -> None:
     parser.add_argument("--laws", type=int, default=LAWS)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--rate", type=float, help="learning rate, for choosing it")
+    parser.add_argument("--batch", type=int, default=LSTM_BATCH, help="strings a step, of the LSTM")
     parser.add_argument("--picture", action="store_true")
     chosen = parser.parse_args()
     if not (chosen.part or chosen.picture):
