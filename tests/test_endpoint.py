@@ -17,14 +17,16 @@ from server import Line, serving
 
 from myna.app.probe_command import probe_command
 from myna.app.spending import confirm_spending, provenance, rejected
-from myna.errors import InputError, TeacherError
+from myna.errors import BudgetExhausted, InputError, TeacherError
 from myna.evaluate.certify import certify
 from myna.evaluate.from_samples import certify_from_samples
 from myna.learn.exact import learn_exact
 from myna.learn.from_samples import learn_sampled
 from myna.learn.report import ExactSettings
 from myna.learn.sampled_report import SampledSettings
+from myna.logits.matrix import logit_matrix
 from myna.lowrank.student import strings
+from myna.teachers.crossing import crossed_by_scores
 from myna.teachers.endpoint_cost import most_cost
 from myna.teachers.endpoint_open import asker_of, open_endpoint, teacher_of
 from myna.teachers.endpoint_settings import Endpoint
@@ -117,6 +119,59 @@ def test_prompt_scores_are_the_chain_rule():
         teacher = open_endpoint("fake", {"base_url": url})
         rows = strings([[0, 1, 2, 3, 0, 1], [2, 2], [3]])
         torch.testing.assert_close(teacher.score(rows), HMM.score(rows), rtol=0, atol=1e-12)
+
+
+HISTORIES, FUTURES = Prefixes.of([[], [0], [1, 2]]), Prefixes.of([[0, 1], [2], [0, 1, 3, 3]])
+
+
+@pytest.mark.parametrize(("places", "laws"), [("none", 0), ("last", 3), ("all", 4)])
+def test_histories_and_futures_cost_a_scored_prompt_each(places, laws):
+    direct = logit_matrix(HMM, HISTORIES, FUTURES, places=places).block(range(3), range(3))
+    with serving(FakeModel(HMM, [Fault.K_CAPPED, Fault.BATCH_REFUSED])) as url:
+        teacher = open_endpoint("fake", {"base_url": url})
+        ledger = Ledger(teacher)
+        asked = teacher.asker.transport.traffic.asked
+        matrix = logit_matrix(ledger.laws("spectrum"), HISTORIES, FUTURES, places=places)
+        served = matrix.block(range(3), range(3))
+        asked = teacher.asker.transport.traffic.asked - asked
+    torch.testing.assert_close(served.whole, direct.whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(served.logits, direct.logits, rtol=0, atol=1e-12)
+    spent = ledger.total()
+    assert (spent.scored_prompts, spent.scored_tokens) == (9, 3 * (0 + 1 + 2) + 3 * (2 + 1 + 4))
+    assert spent.next_token_queries == 3 * laws
+    assert asked == 9 + 4 * 3 * laws, "a law is four prompts here"
+
+
+def test_scored_prompts_are_within_the_budget_and_follow_what_is_possible():
+    with serving(FakeModel(HMM, [Fault.K_CAPPED])) as url:
+        teacher = open_endpoint("fake", {"base_url": url})
+        asked = teacher.asker.transport.traffic.asked
+        view = Ledger(teacher, Budget(queries=8)).laws("spectrum")
+        with pytest.raises(BudgetExhausted, match="8 next-token queries"):
+            logit_matrix(view, HISTORIES, FUTURES, places="none").block(range(3), range(3))
+        assert teacher.asker.transport.traffic.asked == asked, "nothing of it was asked"
+
+
+def test_no_law_is_wanted_after_an_impossible_prompt():
+    class Scores:
+        """A server of the copy model, a word of two letters and then the same word."""
+
+        language = open_teacher("zoo:copy?n=2&k=2")
+
+        def prompt_scores(self, prompts):
+            chances = [[0.5, 0.5, float(row[2] == row[0]), 1.0] for row in prompts.rows()]
+            return torch.tensor(chances, dtype=torch.float64).log()
+
+        def laws(self, prefixes):
+            return self.language.laws(prefixes)
+
+    histories, futures = Prefixes.of([[0, 1]]), Prefixes.of([[1, 1], [0, 1]])
+    none = torch.zeros((0, 2), dtype=torch.int64)
+    found = crossed_by_scores(Scores(), histories, futures, none)
+    assert found.log_probs.tolist() == [[-torch.inf, 0.0]]
+    assert crossed_by_scores(Scores(), histories, futures, torch.tensor([[0, 0]])).laws.shape[1]
+    with pytest.raises(InputError, match="probability zero"):
+        crossed_by_scores(Scores(), histories, futures, torch.tensor([[0, 1]]))
 
 
 def student_of(teacher):

@@ -27,10 +27,7 @@ def logit_record(
         "learner": learner,
         **record,
         "queries": queries,
-        "tokens": {
-            name: account.tokens_sent + account.tokens_received
-            for name, account in report.accounts.items()
-        },
+        "tokens": {name: account.tokens for name, account in report.accounts.items()},
     }
 
 

@@ -55,10 +55,7 @@ def learn_record(report: LearnReport, teacher: str, student: str | None) -> dict
         "ranks": list(report.ranks),
         "next_token_ranks": [cut.next_token_rank for cut in report.cuts],
         "queries": queries,
-        "tokens": {
-            name: account.tokens_sent + account.tokens_received
-            for name, account in report.accounts.items()
-        },
+        "tokens": {name: account.tokens for name, account in report.accounts.items()},
     }
 
 
@@ -120,9 +117,10 @@ def show_learned(report: LearnReport, student: str | None) -> None:
 def show_accounts(accounts: dict[str, Account]) -> None:
     """What each purpose spent."""
     for name, account in accounts.items():
+        scored = f"{account.scored_prompts:,} scored prompts, " if account.scored_prompts else ""
         out.print(
-            f"{name:<11} {account.next_token_queries:,} next-token queries, "
-            f"{account.tokens_sent + account.tokens_received:,} tokens, "
+            f"{name:<11} {account.next_token_queries:,} next-token queries, {scored}"
+            f"{account.tokens:,} tokens, "
             f"{account.cache_hits:,} answered from memory"
         )
 

@@ -114,6 +114,7 @@ def spectrum_command(
         with Ledger(source, wall, seed, file=ledger_file, job="spectrum") as ledger:
             record = block_spectrum.block_spectrum(ledger.laws("spectrum"), request, source)
             record["queries"] = ledger.total().next_token_queries
+            record["scored_prompts"] = ledger.total().scored_prompts
         if out is not None:
             block_spectrum.draw(record, out)
         if as_json:

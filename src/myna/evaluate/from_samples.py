@@ -132,7 +132,7 @@ class SampledCertificate:
     @property
     def tokens(self) -> int:
         """Prompts and completions together."""
-        return self.queries.tokens_sent + self.queries.tokens_received
+        return self.queries.tokens
 
     def as_json(self) -> dict[str, Any]:
         """JSON types only."""

@@ -3,8 +3,10 @@
 The units:
 
     next-token query   one distinct prefix whose law was asked (whole or top-k)
+    scored prompt      one history and future whose tokens were scored together
     completion         one draw of one prefix under one stream
     tokens sent        lengths of the prefixes that reached the teacher, added up
+    scored tokens      lengths of the scored prompts, which are not in the tokens sent
     tokens received    lengths of the completions that came back
     cache hit          a question that an earlier answer settled; it costs nothing
     money              what the tokens cost by a Price, retries not in it
@@ -26,11 +28,23 @@ class Account:
     tokens_sent: int = 0
     tokens_received: int = 0
     cache_hits: int = 0
+    scored_prompts: int = 0
+    scored_tokens: int = 0
 
     @property
     def sampled_tokens(self) -> int:
         """Tokens that the teacher generated: those received in completions."""
         return self.tokens_received
+
+    @property
+    def tokens(self) -> int:
+        """All that went either way."""
+        return self.tokens_sent + self.scored_tokens + self.tokens_received
+
+    @property
+    def queries(self) -> int:
+        """Laws and scored prompts: questions whose answers are no draws."""
+        return self.next_token_queries + self.scored_prompts
 
     def __add__(self, other: "Account") -> "Account":
         """Field by field."""
@@ -40,6 +54,8 @@ class Account:
             self.tokens_sent + other.tokens_sent,
             self.tokens_received + other.tokens_received,
             self.cache_hits + other.cache_hits,
+            self.scored_prompts + other.scored_prompts,
+            self.scored_tokens + other.scored_tokens,
         )
 
     def __sub__(self, other: "Account") -> "Account":
@@ -50,6 +66,8 @@ class Account:
             self.tokens_sent - other.tokens_sent,
             self.tokens_received - other.tokens_received,
             self.cache_hits - other.cache_hits,
+            self.scored_prompts - other.scored_prompts,
+            self.scored_tokens - other.scored_tokens,
         )
 
 
@@ -70,12 +88,13 @@ class Price:
     def tokens(self, spent: Account) -> tuple[int, int]:
         """Tokens billed as sent and as received; a law or a scored prompt brings one back.
 
-        Where laws are scored, each prompt token of the account may belong to a law.
+        Where laws are scored, each token sent may belong to a law, and so to all its prompts.
         """
         prompts = spent.next_token_queries * (self.scored or 1)
         sent = spent.tokens_sent * (self.scored or 1) + prompts * (self.opening + bool(self.scored))
         sent += spent.completions * self.opening
-        return sent, spent.tokens_received + prompts
+        sent += spent.scored_tokens + spent.scored_prompts * self.opening
+        return sent, spent.tokens_received + prompts + spent.scored_prompts
 
     def of(self, spent: Account) -> float:
         """Money."""
@@ -87,9 +106,9 @@ class Price:
 class Budget:
     """Upper limits on an account; None means no limit.
 
-    queries: next-token queries
+    queries: next-token queries plus scored prompts
     completions: completions
-    tokens: tokens sent plus tokens received
+    tokens: tokens sent, scored and received
     sampled_tokens: tokens received, those that the teacher generated
     money: in the unit of `price`
     price: what questions cost; needed where money is limited
@@ -138,9 +157,9 @@ class Budget:
     def _amounts(self, spent: Account) -> dict[str, int | float]:
         """What each limit is held against."""
         return {
-            "queries": spent.next_token_queries,
+            "queries": spent.queries,
             "completions": spent.completions,
-            "tokens": spent.tokens_sent + spent.tokens_received,
+            "tokens": spent.tokens,
             "sampled_tokens": spent.sampled_tokens,
             "money": self.price.of(spent) if self.price else 0.0,
         }

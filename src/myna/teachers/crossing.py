@@ -4,7 +4,8 @@
 
 The laws that this sums are those after h and each proper prefix of f. Futures share
 prefixes: `FutureTree` names each distinct one once, and each is asked once a history.
-A teacher that can do better than asking law by law says so by a method `cross`.
+A teacher that can do better than asking law by law says so by a method `cross`; one that
+scores the tokens of a prompt needs one prompt for each history and future.
 """
 
 import dataclasses
@@ -45,6 +46,19 @@ class Crosses(Protocol):
         self, histories: Prefixes, futures: Prefixes, kept: Int[Tensor, "kept 2"]
     ) -> Crossing:
         """As `crossed`."""
+        ...
+
+
+@runtime_checkable
+class ScoresPrompts(Protocol):
+    """A teacher at the level of laws whose one answer scores all tokens of a prompt."""
+
+    def prompt_scores(self, prompts: Prefixes) -> Float[Tensor, "batch token"]:
+        """Log P(x_i | x_1 .. x_i-1) in nats; NaN beyond each prompt."""
+        ...
+
+    def laws(self, prefixes: Prefixes) -> Float[Tensor, "batch token"]:
+        """As `Laws.laws`."""
         ...
 
 
@@ -225,3 +239,25 @@ def crossed_by_laws(
             raise InputError(_NONE)
         laws[:, wanted] = here[:, column]
     return Crossing(log_probs, laws)
+
+
+def crossed_by_scores(
+    teacher: ScoresPrompts, histories: Prefixes, futures: Prefixes, kept: Int[Tensor, "kept 2"]
+) -> Crossing:
+    """One scored prompt h f for each pair; laws are asked at the kept nodes alone."""
+    n, m = len(histories.lengths), len(futures.lengths)
+    scores = teacher.prompt_scores(histories.extended(futures)).unflatten(0, (n, m))
+    place = torch.arange(scores.shape[2]) - histories.lengths[:, None, None]
+    inside = (place >= 0) & (place < futures.lengths[:, None])
+    steps = torch.where(inside, scores, 0.0)
+    before = inside[:, kept[:, 0]] & (place < kept[:, 1, None])
+    if bool((before & steps[:, kept[:, 0]].isneginf()).any()):
+        raise InputError(_NONE)
+    laws = teacher.laws(histories.extended(kept_words(futures, kept)))
+    return Crossing(steps.sum(2), laws.unflatten(0, (n, len(kept))))
+
+
+def kept_words(futures: Prefixes, kept: Int[Tensor, "kept 2"]) -> Prefixes:
+    """The prefix of a future that each kept law follows."""
+    inside = torch.arange(futures.tokens.shape[1]) < kept[:, 1, None]
+    return Prefixes(torch.where(inside, futures.tokens[kept[:, 0]], -1), kept[:, 1])

@@ -19,13 +19,14 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import InputError, TeacherError
 from myna.lowrank.student import Strings, check_strings
 from myna.spec import Spec, fingerprint
 from myna.teachers.asker import Asker, Question, Reply, Style
+from myna.teachers.crossing import Crossing, crossed_by_scores
 from myna.teachers.draws import NO_LIMIT, check_draws, draw_limits
 from myna.teachers.endpoint_settings import Endpoint, Vocabulary
 from myna.teachers.oracle import Completions, Stream, TopLaw, top_of
@@ -282,7 +283,10 @@ class EndpointLaws(EndpointTopLaws):
 
 
 class EndpointScores(EndpointLaws):
-    """An endpoint that scores prompts: a law costs one prompt a token of the alphabet."""
+    """An endpoint that scores prompts: a law costs one prompt a token of the alphabet.
+
+    A history and a future cost one prompt (`cross`).
+    """
 
     def in_flight(self, kind: str) -> int:
         """How many answers of a kind are on their way together."""
@@ -296,6 +300,20 @@ class EndpointScores(EndpointLaws):
         rows = [tuple(row[:length]) for row, length in pairs]
         found = self._prompt_scores(rows)
         return torch.tensor([sum(values) for values in found], dtype=torch.float64)
+
+    def prompt_scores(self, prompts: Prefixes) -> Float[Tensor, "batch token"]:
+        """Log P(x_i | x_1 .. x_i-1) in nats; NaN beyond each prompt."""
+        check_strings(self._spec, Strings(*prompts))
+        scores = torch.full(prompts.tokens.shape, torch.nan, dtype=torch.float64)
+        for row, values in enumerate(self._prompt_scores(prompts.rows())):
+            scores[row, : len(values)] = torch.tensor(values, dtype=torch.float64)
+        return scores
+
+    def cross(
+        self, histories: Prefixes, futures: Prefixes, kept: Int[Tensor, "kept 2"]
+    ) -> Crossing:
+        """As `crossing.crossed`."""
+        return crossed_by_scores(self, histories, futures, kept)
 
     def laws(self, prefixes: Prefixes) -> Float[Tensor, "batch token"]:
         """Next-token log-probabilities (nats), one row a prefix."""

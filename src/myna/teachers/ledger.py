@@ -35,6 +35,7 @@ from myna.teachers.answers import checked_completions, checked_law, checked_top
 from myna.teachers.crossing import (
     Crossing,
     FutureTree,
+    ScoresPrompts,
     check_crossing,
     crossed,
     crossed_by_laws,
@@ -310,15 +311,22 @@ class LawsView(TopLawsView):
     ) -> Crossing:
         """Every history with every future: counted, and kept only where there is a file.
 
-        Each history and distinct proper prefix of futures is a query.
+        Each history and distinct proper prefix of futures is a query; where prompts are scored,
+        each history and future is a scored prompt, and each kept law a query.
         """
         ledger = self._ledger
         if ledger._file is not None:
             return crossed_by_laws(self, histories, futures, kept)
         check_crossing(self.spec, histories, futures)
+        scored = Account()
         places = FutureTree.of(futures).pairs[:, 1]
+        if isinstance(ledger._teacher, ScoresPrompts):
+            places = kept[:, 1]
+            pairs = histories.lengths[:, None] + futures.lengths
+            scored = Account(scored_prompts=pairs.numel(), scored_tokens=int(pairs.sum()))
         lengths = (histories.lengths[:, None] + places).reshape(-1)
-        spent = Account(next_token_queries=len(lengths), tokens_sent=int(lengths.sum()))
+        laws = Account(next_token_queries=len(lengths), tokens_sent=int(lengths.sum()))
+        spent = laws + scored
         with ledger._lock:
             ledger._charge(self.purpose, spent)
             ledger._count_cuts(self.purpose, lengths)
