@@ -90,7 +90,7 @@ def _show(found: CopyTest, bounds: dict[int, float], out: Path | None) -> None:
     say(f"identity      {found.identity_distance:.3g} away (0: it repeats; 1: nothing of it)")
     for rank, bound in bounds.items():
         say(f"no copy       of rank {rank} is nearer than {bound:.3g} in mean total variation")
-    say(f"spent         {found.queries:,} next-token queries")
+    say(f"spent         {found.queries:,} queries")
     if out is not None:
         say(f"picture       {out / 'copytest.png'}", markup=False)
 

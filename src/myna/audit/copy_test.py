@@ -45,7 +45,7 @@ class CopyTest:
     chosen: mean over i of B_ii / sum_j B_ij, the same among the n words
     first: share of words that are likeliest after themselves
     identity_distance: |R - I|_F / |I|_F, R the rows of B divided by their sums
-    queries: next-token queries that this took
+    queries: next-token queries and scored prompts that this took
     """
 
     words: tuple[tuple[int, ...], ...]
@@ -95,11 +95,11 @@ def copy_test(
             f"opening, word, text between and word have {longest} tokens together, and the horizon "
             f"is {view.spec.horizon}; use shorter words"
         )
-    before = view.spent().next_token_queries
+    before = view.spent().queries
     words = drawn_words(view, count, length, opening)
     histories = [(*opening, *word, *between) for word in words]
     block = log_block(view, histories, words)
-    return judged(words, block, view.spent().next_token_queries - before)
+    return judged(words, block, view.spent().queries - before)
 
 
 def judged(
