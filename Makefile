@@ -53,11 +53,19 @@ logits: $(READY)
 	@set -e; for name in stories260k "stories260k --openings" "stories260k --nonsense" charrnn-shakespeare \
 		charrnn-darwin bundled; do $(BIN)/python bench/lingen.py $$name; done
 	@$(BIN)/python bench/lingen_likely.py
+	@$(BIN)/python bench/lingen_samples.py
 	@$(BIN)/python bench/history_embeddings.py
-	@set -e; for part in ours ngrams lstm probabilities; do \
-		$(BIN)/python bench/text_students.py charrnn-shakespeare --part $$part; done
-	@$(BIN)/python bench/text_students.py charrnn-shakespeare --part ours --start random --picture
-	@$(BIN)/python bench/text_students.py stories260k --part ours --laws 300000 --seed 0
+	@set -e; for seed in 0 1 2; do \
+		$(BIN)/python bench/text_students.py charrnn-shakespeare --part ours --seed $$seed; done
+	@$(BIN)/python bench/text_students.py charrnn-shakespeare --part ngrams --seed 0
+	@$(BIN)/python bench/text_students.py charrnn-shakespeare --part probabilities --seed 0
+	@$(BIN)/python bench/text_students.py charrnn-shakespeare --part lstm --epochs 20 --seed 0
+	@set -e; for states in 128 256; do $(BIN)/python bench/text_students.py charrnn-shakespeare \
+		--part hidden-markov --dimension $$states --seed 0; done
+	@$(BIN)/python bench/text_students.py charrnn-shakespeare --part ours --start random --seed 0
+	@set -e; for part in ours ngrams hidden-markov; do \
+		$(BIN)/python bench/text_students.py stories260k --part $$part --seed 0; done
+	@$(BIN)/python bench/text_students.py --picture
 
 # Three servers of language models, each in an environment of its own (about 4 GB, half an hour
 # or more: llama.cpp is compiled), then asked side by side. Not part of the tests.
