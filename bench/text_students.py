@@ -1,7 +1,7 @@
 """Students of a text model in logit space, beside n-grams and a recurrent network.
 
     python bench/text_students.py charrnn-shakespeare|charrnn-darwin|stories260k
-        --part ours|lstm|ngrams|probabilities|hidden-markov [--seed 0 1 2]
+        --part ours|lstm|ngrams|probabilities|hidden-markov|speed [--seed 0 1 2]
         [--start spectral|random] [--dimension 128] [--laws 2000000] [--epochs 30]
     python bench/text_students.py --picture
 
@@ -17,16 +17,20 @@ random; its rate and 32 strings a step were chosen on charrnn-darwin, too (200,0
 .0025, .005, .01, .02, .04: .475, .418, .165, .152, .266; 128 strings, .0025: 1.01). n-grams choose their order on held-out strings of their own. "probabilities" is the exact
 learner in probability space, with a cap of 128 on the rank; where it refuses, "hidden-markov" is the
 copy in probability space that there is: as many hidden states as the dimension, fitted to as many
-laws with the settings of bench/surrogates.py.
+laws with the settings of bench/surrogates.py. "speed" scores the same 256 strings by the teacher, a
+copy of this dimension and an LSTM as large, in turns, one thread; medians of five.
 """
 
 import argparse
 import math
+import statistics
 import time
+from pathlib import Path
 
 import altair as alt
 import torch
 from results import FOLDER, need_shared
+from safetensors.torch import load_file
 from sampled import Rows, kept_rows
 
 from myna.app.picture import write_picture
@@ -37,7 +41,9 @@ from myna.learn.surrogate import SurrogateSettings, fit_surrogate
 from myna.logits.fitted import FitSettings, Start, fit_network
 from myna.logits.text_laws import TextLaws, text_laws
 from myna.lowrank.student import Strings, Student
+from myna.teachers.crossing import crossed
 from myna.teachers.ledger import Ledger
+from myna.teachers.prefixes import Prefixes
 from myna.teachers.uri import open_teacher
 
 LENGTH, FRESH, LAWS = 128, 1_000, 2_000_000
@@ -201,6 +207,29 @@ def hidden_markov(ledger: Ledger, chosen: argparse.Namespace, seed: int, fresh: 
     }
 
 
+def speeds(uri: str, ledger: Ledger, chosen: argparse.Namespace, fresh: TextLaws) -> dict:
+    """Tokens scored a second; copy and LSTM are hardly fitted, which no clock sees."""
+    settings = FitSettings(chosen.dimension, laws=20_000, max_tokens=LENGTH, epochs=1)
+    copy = fit_network(ledger, settings, torch.Generator().manual_seed(0)).student
+    network = Lstm(ledger.spec.num_tokens, copy.num_parameters)
+    tokens = fresh.tokens[:256]
+    futures = Prefixes(tokens, (tokens >= 0).sum(1))
+    found: dict[str, list[float]] = {"teacher": [], "copy": [], "lstm": []}
+    for _ in range(5):
+        teacher = open_teacher(uri)  # states of earlier rounds forgotten
+        began = time.perf_counter()
+        crossed(teacher, Prefixes.of([[]]), futures)
+        found["teacher"].append(int(futures.lengths.sum()) / (time.perf_counter() - began))
+        found["copy"].append(speed(copy, tokens))
+        found["lstm"].append(network_speed(network, tokens))
+    files = Path(uri.partition(":")[2].partition("?")[0]).glob("*.safetensors")
+    weights = [tensor.numel() for file in files for tensor in load_file(file).values()]
+    return {
+        "tokens_a_second": {name: statistics.median(each) for name, each in found.items()},
+        "parameters": {"teacher": sum(weights), "copy": copy.num_parameters},
+    }
+
+
 def run(part: str, chosen: argparse.Namespace) -> None:
     uri = uri_of(chosen.name)
     fresh = text_laws(Ledger(open_teacher(uri), seed=999).laws("fresh"), FRESH * LENGTH, LENGTH)
@@ -224,6 +253,7 @@ def run(part: str, chosen: argparse.Namespace) -> None:
                 "ngrams": lambda: ngrams(ledger, tokens, fresh),  # noqa: B023
                 "probabilities": lambda: probabilities(ledger, seed),  # noqa: B023
                 "hidden-markov": lambda: hidden_markov(ledger, chosen, seed, fresh),  # noqa: B023
+                "speed": lambda: speeds(uri, ledger, chosen, fresh),  # noqa: B023
             }[part]()
             rows.add({**row, **found})
 
@@ -233,7 +263,7 @@ def picture() -> None:
     for row in rows:
         form = f"{row.get('start')} start, dim {row.get('dimension')}, {row.get('epochs')} epochs"
         extra = {"ours": form, "lstm": f"LSTM, {row.get('epochs')} epochs"}
-        extra["hidden-markov"] = "hidden Markov model"
+        extra["hidden-markov", "speed"] = "hidden Markov model"
         row["method"] = extra.get(row["part"], row["part"])
     chart = (
         alt.Chart(alt.Data(values=rows), width=360, height=280)
@@ -254,7 +284,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     names = ["charrnn-shakespeare", "charrnn-darwin", "stories260k"]
     parser.add_argument("name", choices=names, nargs="?", default=names[0])
-    parts = ["ours", "lstm", "ngrams", "probabilities", "hidden-markov"]
+    parts = ["ours", "lstm", "ngrams", "probabilities", "hidden-markov", "speed"]
     parser.add_argument("--part", choices=parts, action="append", default=[])
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--start", choices=[s.value for s in Start], default="spectral")
