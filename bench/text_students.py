@@ -263,7 +263,7 @@ def picture() -> None:
     for row in rows:
         form = f"{row.get('start')} start, dim {row.get('dimension')}, {row.get('epochs')} epochs"
         extra = {"ours": form, "lstm": f"LSTM, {row.get('epochs')} epochs"}
-        extra["hidden-markov", "speed"] = "hidden Markov model"
+        extra["hidden-markov"] = "hidden Markov model"
         row["method"] = extra.get(row["part"], row["part"])
     chart = (
         alt.Chart(alt.Data(values=rows), width=360, height=280)
