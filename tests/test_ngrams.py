@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from myna.errors import InputError
-from myna.learn.ngrams import NgramSettings, count_ngrams, learn_ngrams
-from myna.lowrank.student import Strings, score_by_steps
+from myna.learn.ngrams import NgramSettings, count_ngrams, fit_ngrams, largest_order, learn_ngrams
+from myna.lowrank.student import Strings, score_by_steps, strings
+from myna.spec import Spec
 from myna.teachers.ledger import Budget, Ledger
 from myna.teachers.uri import open_teacher
 
@@ -80,3 +81,11 @@ def test_what_cannot_be_counted_is_refused():
         count_ngrams(teacher.spec, Strings(torch.zeros(1, 5).long(), torch.tensor([5])), 60)
     with pytest.raises(InputError, match="at least 1"):
         NgramSettings(tokens=0)
+
+
+def test_orders_whose_contexts_have_no_number_are_not_tried():
+    letters = Spec(tuple(map(str, range(2000))), None, None, "many")
+    text = strings([[i, i + 1, i, i + 1] for i in range(40)])
+    assert largest_order(2000) == 5 and 2001**5 <= 2**62 < 2001**6
+    student, held_out = fit_ngrams(letters, text, max_order=8)
+    assert len(held_out) == 5 and student.order <= 5

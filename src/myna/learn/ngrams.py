@@ -13,7 +13,6 @@ discount an order. The order is the one that predicts held-out strings best.
 """
 
 import dataclasses
-import math
 import time
 from typing import NamedTuple
 
@@ -187,7 +186,8 @@ def fit_ngrams(
 ) -> tuple[Ngrams, tuple[float, ...]]:
     """N-grams of given strings in random order, and the held-out figure of each order tried.
 
-    The first twentieth of the strings chooses the order; then all of them are counted.
+    The first twentieth of the strings chooses the order; then all of them are counted. Orders above
+    `largest_order` of the alphabet are not tried.
 
     Raises:
         InputError: fewer than two strings, or tokens that the language lacks.
@@ -199,11 +199,19 @@ def fit_ngrams(
     kept = max(1, round(_HELD_OUT * count))
     seen, fresh = (Strings(*(part[s] for part in text)) for s in (slice(kept, None), slice(kept)))
     held_out: list[float] = []
-    for n in range(1, max_order + 1):
+    for n in range(1, min(max_order, largest_order(language.num_tokens)) + 1):
         student = count_ngrams(language, seen, n)
         held_out.append(float(student.score(fresh).sum() / fresh.lengths.sum()))
     best = 1 + held_out.index(max(held_out))
     return count_ngrams(language, text, best), tuple(held_out)
+
+
+def largest_order(num_tokens: int) -> int:
+    """The largest n whose n-grams have 62-bit numbers: (O + 1)^n <= 2^62."""
+    order = 1
+    while (num_tokens + 1) ** (order + 1) <= _MAX_CODE:
+        order += 1
+    return order
 
 
 def count_ngrams(language: Spec, text: Strings, n: int) -> Ngrams:
@@ -213,8 +221,8 @@ def count_ngrams(language: Spec, text: Strings, n: int) -> Ngrams:
         InputError: an order so large that contexts have no 62-bit number.
     """
     size = language.num_tokens
-    if (size + 1) ** n > _MAX_CODE:
-        most = int(math.log(_MAX_CODE, size + 1))
+    most = largest_order(size)
+    if n > most:
         raise InputError(f"with {size} tokens the order is at most {most}, got {n}")
     tokens = torch.nn.functional.pad(text.tokens, (n - 1, 0), value=size)
     inside = torch.arange(text.tokens.shape[1]) < text.lengths[:, None]
