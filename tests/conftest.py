@@ -9,6 +9,8 @@ from hypothesis import settings
 # commands that tests start
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+# a console reads this once, when it is made, and worker processes of the suite come with it set
+os.environ.pop("COLUMNS", None)
 
 settings.register_profile("default", deadline=None, max_examples=25)
 settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True)
