@@ -42,6 +42,18 @@ from myna.teachers.prefixes import Prefixes
 from myna.teachers.uri import open_teacher
 
 
+def prompts(
+    name: str, histories: int, targets: int, futures: int
+) -> tuple[str, Prefixes, Prefixes, Prefixes]:
+    """The teacher's URI, then histories, targets and futures: the first of bench/lingen.py's."""
+    uri, stories = corpus(name)
+    most = max(s for s in SIZES if s + 100 + TUNING + REPORTED <= len(stories))
+    picked = windows(stories, most + TUNING + REPORTED, LENGTH, 0)
+    aimed = Prefixes.of(picked[most + TUNING :][:targets])
+    after = Prefixes.of(windows(stories, futures, FUTURE, 1))
+    return uri, Prefixes.of(picked[:histories]), aimed, after
+
+
 def squares(places: Places, ridge: float) -> torch.Tensor:
     """Weighted least squares of all logits, the ridge that the common futures chose."""
     aimed = (places.laws - places.laws.mean(1, keepdim=True)) @ places.directions.mT
@@ -94,12 +106,9 @@ def main() -> None:
     mark = f"lingen_likely.{chosen.name}"
     if chosen.picture:
         return picture(mark)
-    uri, stories = corpus(chosen.name)
-    most = max(s for s in SIZES if s + 100 + TUNING + REPORTED <= len(stories))
-    picked = windows(stories, most + TUNING + REPORTED, LENGTH, 0)
-    histories = Prefixes.of(picked[: chosen.histories])
-    targets = Prefixes.of(picked[most + TUNING :][: chosen.targets])
-    futures = Prefixes.of(windows(stories, chosen.futures, FUTURE, 1))
+    uri, histories, targets, futures = prompts(
+        chosen.name, chosen.histories, chosen.targets, chosen.futures
+    )
     ledger = Ledger(open_teacher(uri))
     fitting, judging = ledger.laws("fit"), ledger.laws("lingen")
     began = time.perf_counter()

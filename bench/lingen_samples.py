@@ -10,7 +10,8 @@ and by likelihood on the target's own continuations as well: the first draw of e
 import argparse
 
 import torch
-from lingen import FUTURE, LENGTH, REPORTED, TOKENS, TUNING, corpus, windows
+from lingen import TOKENS
+from lingen_likely import prompts
 from results import save
 
 from myna.logits.likeliest import common_rows, fit_weights, places_of
@@ -20,7 +21,7 @@ from myna.teachers.ledger import Ledger
 from myna.teachers.prefixes import Prefixes
 from myna.teachers.uri import open_teacher
 
-HISTORIES, MOST, FUTURES, SAID = 1_200, 2_000, 100, 24
+HISTORIES, FUTURES, SAID = 1_200, 100, 24
 
 
 def text(spec: Spec, tokens: torch.Tensor) -> str:
@@ -35,11 +36,7 @@ def main() -> None:
     parser.add_argument("--targets", type=int, default=6)
     parser.add_argument("--own", type=int, default=40)
     chosen = parser.parse_args()
-    uri, stories = corpus("stories260k")
-    picked = windows(stories, MOST + TUNING + REPORTED, LENGTH, 0)
-    histories = Prefixes.of(picked[:HISTORIES])
-    targets = Prefixes.of(picked[MOST + TUNING :][: chosen.targets])
-    futures = Prefixes.of(windows(stories, FUTURES, FUTURE, 1))
+    uri, histories, targets, futures = prompts("stories260k", HISTORIES, chosen.targets, FUTURES)
     ledger = Ledger(open_teacher(uri))
     fitting, saying = ledger.laws("fit"), ledger.laws("say")
     common = common_rows(fitting, targets, histories, futures)

@@ -196,11 +196,11 @@ def size() -> None:
 
 def timed(learner: str, dim: int) -> dict:
     """One run of the linear program's learner, in a process that the minutes end."""
-    here, there = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(
-        target=learned, args=(there, learner, dim)
-    )
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=learned, args=(there, learner, dim))
     process.start()
+    there.close()  # a process that fails is an error here, and not out of time
     row = {"outcome": "out of time"}
     if here.poll(60 * MINUTES):
         row = here.recv()

@@ -26,6 +26,7 @@ import argparse
 import math
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import altair as alt
@@ -72,22 +73,18 @@ def distance(student: Student, fresh: TextLaws) -> dict:
     return {"kl": float(each.mean()), "half_width": half}
 
 
-def speed(scored: Student, tokens: torch.Tensor) -> float:
-    """Tokens scored a second, 256 strings at once."""
-    strings = Strings(tokens[:256], torch.full((256,), tokens.shape[1]))
-    scored.score(strings)
+def speed(read: Callable[[torch.Tensor], object], tokens: torch.Tensor) -> float:
+    """Tokens read a second, 256 strings at once, the second time that they are read."""
+    rows = tokens[:256]
+    read(rows)
     began = time.perf_counter()
-    scored.score(strings)
-    return strings.tokens.numel() / (time.perf_counter() - began)
+    read(rows)
+    return rows.numel() / (time.perf_counter() - began)
 
 
-def network_speed(model: torch.nn.Module, tokens: torch.Tensor) -> float:
-    """The same of a network that reads whole strings."""
-    with torch.no_grad():
-        model(tokens[:256])
-        began = time.perf_counter()
-        model(tokens[:256])
-    return tokens[:256].numel() / (time.perf_counter() - began)
+def scoring(student: Student) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Log-probabilities of strings that all reach the cut."""
+    return lambda rows: student.score(Strings(rows, torch.full((len(rows),), rows.shape[1])))
 
 
 class Lstm(torch.nn.Module):
@@ -143,7 +140,7 @@ def lstm(ledger: Ledger, chosen: argparse.Namespace, seed: int, fresh: TextLaws)
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": seconds,
         "fitted_kl": fitted,
-        "tokens_a_second": network_speed(model, fresh.tokens),
+        "tokens_a_second": speed(torch.no_grad()(model), fresh.tokens),
     }
 
 
@@ -166,7 +163,7 @@ def ours(ledger: Ledger, chosen: argparse.Namespace, seed: int, fresh: TextLaws)
         "start_kl": report.start_kl,
         "fitted_kl": report.fitted_kl,
         "queries": ledger.total().next_token_queries,
-        "tokens_a_second": speed(student, fresh.tokens),
+        "tokens_a_second": speed(scoring(student), fresh.tokens),
     }
 
 
@@ -204,7 +201,7 @@ def hidden_markov(ledger: Ledger, chosen: argparse.Namespace, seed: int, fresh: 
         "seconds": found.report.seconds,
         "processor_seconds": time.process_time() - began,
         "queries": ledger.total().next_token_queries,
-        "tokens_a_second": speed(found.student, fresh.tokens),
+        "tokens_a_second": speed(scoring(found.student), fresh.tokens),
     }
 
 
@@ -221,8 +218,8 @@ def speeds(uri: str, ledger: Ledger, chosen: argparse.Namespace, fresh: TextLaws
         began = time.perf_counter()
         crossed(teacher, Prefixes.of([[]]), futures)
         found["teacher"].append(int(futures.lengths.sum()) / (time.perf_counter() - began))
-        found["copy"].append(speed(copy, tokens))
-        found["lstm"].append(network_speed(network, tokens))
+        found["copy"].append(speed(scoring(copy), tokens))
+        found["lstm"].append(speed(torch.no_grad()(network), tokens))
     files = Path(uri.partition(":")[2].partition("?")[0]).glob("*.safetensors")
     weights = [tensor.numel() for file in files for tensor in load_file(file).values()]
     return {

@@ -66,6 +66,10 @@ def test_prices():
     assert plain.of(spent) == pytest.approx((2 * 53 + 5 * 30) / 1e6)
     scored = Price(sent=1.0, opening=1, scored=4)  # four prompts a law, each a token longer
     assert scored.tokens(Account(next_token_queries=10, tokens_sent=40)) == (160 + 80, 40)
+    crossed = Account(scored_prompts=3, scored_tokens=20)  # a prompt each, none for each token
+    assert scored.tokens(crossed) == (20 + 3, 3)
+    both = crossed + Account(tokens_sent=5, tokens_received=2)
+    assert (both.queries, both.tokens) == (3, 27) and both - crossed == Account(0, 0, 5, 2)
 
 
 @pytest.fixture(scope="module")

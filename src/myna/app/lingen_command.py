@@ -92,7 +92,7 @@ def lingen_command(
         said = student.sample(count, generator, tokens).tokens
         by_teacher = ledger.laws("compare").complete(goal, count, max_tokens=room)
         kl = _divergence(ledger.laws("compare"), student, prompt, by_teacher.tokens[0])
-        accounts = {name: spent.next_token_queries for name, spent in ledger.accounts().items()}
+        accounts = {name: spent.queries for name, spent in ledger.accounts().items()}
     if room < tokens:
         output.err.print(f"{room} tokens of {tokens}: the longest prompt leaves no more")
     record = _record(teacher, found, kl, accounts) | {

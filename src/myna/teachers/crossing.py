@@ -219,9 +219,7 @@ def crossed_by_laws(
     kept_nodes = tree.node_of[kept[:, 0], kept[:, 1]]
     for place in range(int(futures.lengths.max())):
         nodes = (tree.pairs[:, 1] == place).nonzero()[:, 0]
-        words = Prefixes(
-            futures.tokens[tree.pairs[nodes, 0], :place], torch.full_like(nodes, place)
-        )
+        words = _words(futures, tree.pairs[nodes])
         possible = ~log_probs[:, tree.pairs[nodes, 0]].isneginf()
         asked = histories.extended(words).take(possible.reshape(-1).nonzero()[:, 0])
         # After a prefix of probability zero any law does: what was added up stays -inf.
@@ -253,11 +251,11 @@ def crossed_by_scores(
     before = inside[:, kept[:, 0]] & (place < kept[:, 1, None])
     if bool((before & steps[:, kept[:, 0]].isneginf()).any()):
         raise InputError(_NONE)
-    laws = teacher.laws(histories.extended(kept_words(futures, kept)))
+    laws = teacher.laws(histories.extended(_words(futures, kept)))
     return Crossing(steps.sum(2), laws.unflatten(0, (n, len(kept))))
 
 
-def kept_words(futures: Prefixes, kept: Int[Tensor, "kept 2"]) -> Prefixes:
-    """The prefix of a future that each kept law follows."""
-    inside = torch.arange(futures.tokens.shape[1]) < kept[:, 1, None]
-    return Prefixes(torch.where(inside, futures.tokens[kept[:, 0]], -1), kept[:, 1])
+def _words(futures: Prefixes, pairs: Int[Tensor, "node 2"]) -> Prefixes:
+    """The prefix f_1 ... f_place of each (future, place)."""
+    inside = torch.arange(futures.tokens.shape[1]) < pairs[:, 1, None]
+    return Prefixes(torch.where(inside, futures.tokens[pairs[:, 0]], -1), pairs[:, 1])

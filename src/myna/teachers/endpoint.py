@@ -295,11 +295,7 @@ class EndpointScores(EndpointLaws):
 
     def score(self, strings: Strings) -> Float[Tensor, " batch"]:
         """Log P(x) in nats, one a sequence, from the prompt's log-probabilities."""
-        check_strings(self._spec, strings)
-        pairs = zip(strings.tokens.tolist(), strings.lengths.tolist(), strict=True)
-        rows = [tuple(row[:length]) for row, length in pairs]
-        found = self._prompt_scores(rows)
-        return torch.tensor([sum(values) for values in found], dtype=torch.float64)
+        return self.prompt_scores(Prefixes(*strings)).nansum(1)
 
     def prompt_scores(self, prompts: Prefixes) -> Float[Tensor, "batch token"]:
         """Log P(x_i | x_1 .. x_i-1) in nats; NaN beyond each prompt."""

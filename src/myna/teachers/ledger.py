@@ -326,9 +326,8 @@ class LawsView(TopLawsView):
             scored = Account(scored_prompts=pairs.numel(), scored_tokens=int(pairs.sum()))
         lengths = (histories.lengths[:, None] + places).reshape(-1)
         laws = Account(next_token_queries=len(lengths), tokens_sent=int(lengths.sum()))
-        spent = laws + scored
         with ledger._lock:
-            ledger._charge(self.purpose, spent)
+            ledger._charge(self.purpose, laws + scored)
             ledger._count_cuts(self.purpose, lengths)
         return crossed(ledger._teacher, histories, futures, kept)  # pyright: ignore[reportArgumentType]
 
