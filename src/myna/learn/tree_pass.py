@@ -20,8 +20,8 @@ from myna.errors import InputError
 
 # as in C: the numbers of a machine vector, and the nodes that go together
 _LANES, _TOGETHER = 8, 16
-# with more states products are most of the time, and torch's are faster and use all cores
-_MOST_STATES = 64
+# times threads: with more states products are most of the time, and torch's use all cores
+_MOST_STATES = 256
 _LONG, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
 # a tree's levels from the root: tokens, parents, reads and ends of each
@@ -164,7 +164,8 @@ class TreePass:
 
 def compiled_pass(trees: Sequence[Levels], num_states: int) -> TreePass | None:
     """The compiled pass; None where there is no compiler, off the CPU, and for many states."""
-    if trees[0][0][0].device.type != "cpu" or num_states > _MOST_STATES:
+    many = num_states * torch.get_num_threads() > _MOST_STATES
+    if trees[0][0][0].device.type != "cpu" or many:
         return None
     passes = built("learn/forward_backward.c")
     return None if passes is None else TreePass(passes, trees, num_states)
