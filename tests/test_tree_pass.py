@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from myna import c_source
@@ -58,7 +58,8 @@ def assert_same(trees, tables):
     assert found.log_likelihood == pytest.approx(wanted.log_likelihood, rel=1e-12)
     assert ours.log_likelihood(tables) == found.log_likelihood
     for a, b in zip(found.tables, wanted.tables, strict=True):
-        scale = float(b.abs().nan_to_num(0, 0, 0).max())
+        # prompts' counts are subtracted: a sum near 0 has the rounding of its terms, about 1 each
+        scale = max(1.0, float(b.abs().nan_to_num(0, 0, 0).max()))
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12 * scale, equal_nan=True)
     again = ForwardBackward(trees, states).counts(tables)
     assert all(torch.equal(a, b) for a, b in zip(found.tables, again.tables, strict=True))
@@ -66,6 +67,7 @@ def assert_same(trees, tables):
 
 @compiled
 @given(st.integers(0, 10_000), st.integers(1, 17), st.booleans())
+@example(2544, 1, True)  # counts that cancel
 def test_answers_are_those_of_torch(seed, states, stationary):
     random = np.random.default_rng(seed)
     tokens, rows, longest = (int(random.integers(1, high)) for high in (9, 60, 7))
