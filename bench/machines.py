@@ -9,7 +9,8 @@ k + 3 dimensions. Random Dfas: 4 letters, n states of which half accept, a teach
     ours, exact    the exact learner, then the machine read off the copy at no query (registers)
     ours, states   `myna.learn.states` with its defaults
     L#             AALpy's, with its random W-method: on registers, as a Mealy machine, 12 walks of at
-                   most 12 letters a state; on Dfas 50 walks of at most 30. Random choices: the seed
+                   most 12 letters a state; on Dfas of at most 30, once 50 a state and once 20, as
+                   many as our words to check. Random choices: the seed
 
 Units: a query of ours is the law after one distinct prefix. A word is a prefix that was asked and
 none of whose extensions was (for learning and for checking apart); L#'s query is one word, answered
@@ -45,6 +46,9 @@ try:
     from aalpy.utils import bisimilar, generate_random_deterministic_automata
 except ImportError:
     run_Lsharp = None
+
+
+WALKS = (50, 20)  # of L#'s check on Dfas, a state
 
 
 def true_registers(k: int) -> Machine:
@@ -152,7 +156,7 @@ def on_random(states: int, seed: int, largest: int) -> list[dict]:
     machine, row = ours_states(read_dfa(truth), seed)
     rows = [row | {"same": bisimilar(dfa_of(machine), truth)}]
     if states <= largest:
-        rows.append(l_sharp(truth, "dfa", 50, 30, seed))
+        rows += [l_sharp(truth, "dfa", walks, 30, seed) | {"walks": walks} for walks in WALKS]
     for row in rows:
         row["total"] = row["queries_checking"] + row["queries_learning"]
         if "words_learning" in row:

@@ -69,6 +69,17 @@ def signed_model():
     return LowRankModel.of(spec, torch.tensor([1.5, -0.5]).double(), (Step(laws, change),))
 
 
+def emits_as_it_moves(seed, states, tokens):
+    """Laws of the next token and state together: rarely those of a hidden Markov model as small."""
+    random = torch.Generator().manual_seed(seed)
+    joint = torch.rand((states, tokens, states), dtype=torch.float64, generator=random)
+    joint /= joint.sum((1, 2), keepdim=True)
+    laws = joint.sum(2)
+    first = torch.full((states,), 1 / states, dtype=torch.float64)
+    spec = Spec(numbered(tokens), None, 6, "unset")
+    return LowRankModel.of(spec, first, (Step(laws, joint / laws[:, :, None]),))
+
+
 def projected(copy):
     """A copy kept at two cuts within hulls so narrow that nearly every row is moved."""
     generator = torch.Generator().manual_seed(5)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from myna.learn.evidence import Evidence
 from myna.learn.hidden_start import hidden_start, merged_states, refine_hmm
 from myna.learn.report import Structure
 from myna.lowrank.model import LowRankModel
+from myna.lowrank.student import Strings
 from myna.spec import Spec, numbered
 
 LANGUAGE = Spec(numbered(4), None, 12, "unset")
@@ -78,3 +81,46 @@ def test_no_states_and_no_strings_are_refused(generator):
     nothing = evidence._replace(counts=torch.zeros(5, dtype=torch.float64))
     with pytest.raises(InputError, match="has none"):
         hidden_start(model, nothing, 2, Structure.STATIONARY, generator)
+
+
+def test_positions_that_no_string_reaches_have_no_clusters(generator):
+    """Most strings stop early, and the horizon is far."""
+    emits = torch.full((1, 2, 5), 0.1, dtype=torch.float64)
+    emits[0, 0, 0] = emits[0, 1, 1] = 0.3
+    emits[0, :, 4] = 0.4
+    moves = torch.full((1, 2, 2), 0.5, dtype=torch.float64)
+    model = HmmParameters(moves[0, 0], moves, emits).model(Spec(numbered(5), 4, 40, "unset"))
+    sample = model.sample(50, generator)
+    none = torch.zeros(50, dtype=torch.int64)
+    wide = torch.nn.functional.pad(sample.tokens, (0, 40 - sample.tokens.shape[1]), value=-1)
+    evidence = Evidence(wide, sample.lengths, none, torch.ones(50, dtype=torch.float64))
+    start = hidden_start(model, evidence, 2, Structure.TIME_VARYING, generator)
+    assert len(start.transition) == 40
+    assert math.isfinite(fit_hmm(evidence, start, EmSettings(max_iterations=2))[1].score)
+
+
+@pytest.mark.parametrize("structure", list(Structure))
+def test_what_the_starts_strings_lack_stays_possible(structure, generator):
+    """One token comes 100 times less often than the start has strings."""
+    count = 20_000
+    tokens = torch.randint(2, (count, 6), generator=generator)
+    tokens[-1, 3] = 2
+    none, lengths = torch.zeros(count, dtype=torch.int64), torch.full((count,), 6)
+    evidence = Evidence(tokens, lengths, none, torch.ones(count, dtype=torch.float64))
+    laws = torch.tensor([[[0.5, 0.49, 0.01]]]).double()
+    ones = torch.ones((1, 1, 1), dtype=torch.float64)
+    model = HmmParameters(ones[0, 0], ones, laws).model(Spec(numbered(3), None, 6, "unset"))
+    settings = EmSettings(structure=structure, max_iterations=3)
+    student, report = refine_hmm(model, evidence, 2, settings, generator)
+    assert math.isfinite(report.score)
+    rare = student.score(Strings(tokens[-1:], lengths[-1:]))
+    places = count * (6 if structure is Structure.STATIONARY else 1)
+    assert float(rare) == pytest.approx(5 * math.log(0.5) - math.log(places), abs=0.1)
+
+
+def test_states_that_are_never_reached_are_merged_evenly():
+    one, two = torch.tensor([1.0, 0.0, 0.0]).double(), torch.eye(3).double()
+    emits = torch.tensor([[0.5, 0.5], [0.9, 0.1], [0.1, 0.9]]).double()
+    found = merged_states(HmmParameters(one, two[None], emits[None]), 2, 12)
+    torch.testing.assert_close(found.emission[0], torch.full((2, 2), 0.5).double())
+    assert found.initial.tolist() == [1, 0]

@@ -98,6 +98,18 @@ def test_label_models_give_the_minimal_automaton(seed):
     assert again.num_states == machine.num_states and torch.equal(again.moves, machine.moves)
 
 
+@pytest.mark.parametrize("share", [0.25, 1 / 128, 0.1234565])
+@pytest.mark.parametrize("noise", [0.0, 1e-12, 1e-9])
+def test_rows_that_agree_to_rounding_are_one_state(share, noise):
+    """Wherever their probabilities lie: a grid has edges."""
+    laws = torch.tensor([[share, 1 - share], [share + noise, 1 - share - noise]]).double()
+    change = torch.zeros((2, 2, 2), dtype=torch.float64)
+    change[:, 0, 0] = change[:, 1, 1] = 1.0
+    first = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    spec = Spec(("a", "b"), None, None, "")
+    assert read_machine(LowRankModel.of(spec, first, (Step(laws, change),))).num_states == 1
+
+
 def test_each_position_has_its_rows_under_a_horizon():
     """Parity: two rows from the first secret bit on; the start is shared by all."""
     teacher, copy = learned("zoo:parity?bits=5&seed=3")

@@ -8,7 +8,7 @@ import torch
 from myna.errors import InputError
 from myna.learn.ngrams import NgramSettings, count_ngrams, fit_ngrams, largest_order, learn_ngrams
 from myna.lowrank.student import Strings, score_by_steps, strings
-from myna.spec import Spec
+from myna.spec import Spec, numbered
 from myna.teachers.ledger import Budget, Ledger
 from myna.teachers.uri import open_teacher
 
@@ -81,6 +81,22 @@ def test_what_cannot_be_counted_is_refused():
         count_ngrams(teacher.spec, Strings(torch.zeros(1, 5).long(), torch.tensor([5])), 60)
     with pytest.raises(InputError, match="at least 1"):
         NgramSettings(tokens=0)
+
+
+def test_a_language_of_one_token_has_probability_one():
+    one = Spec(numbered(1), None, None, "one")
+    student = count_ngrams(one, strings([[0] * 3, [0] * 5]), 3)
+    assert student.score(strings([[0] * 7])).tolist() == [pytest.approx(0.0, abs=1e-14)]
+
+
+def test_empty_strings_are_left_out():
+    two = Spec(numbered(2), None, 4, "two")
+    text = strings([[], [0, 1], [], [1, 1, 0], [0]])
+    student, held_out = fit_ngrams(two, text)
+    plain, same = fit_ngrams(two, strings([[0, 1], [1, 1, 0], [0]]))
+    assert held_out == same and student.spec.fingerprint == plain.spec.fingerprint
+    with pytest.raises(InputError, match=r"at least 2 strings.*got 1"):
+        fit_ngrams(two, strings([[], [], [0]]))
 
 
 def test_orders_whose_contexts_have_no_number_are_not_tried():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from myna.errors import BudgetExhausted, InputError, TeacherError
+from myna.learn import surrogate
 from myna.learn.baum_welch import HmmParameters, random_start
 from myna.learn.forward_backward import HmmTables
 from myna.learn.report import Structure
@@ -173,6 +174,24 @@ def test_what_is_excluded_is_infinitely_far():
     assert string_divergences(certain(), data).tolist() == [math.inf, 0.0, 0.0]
     reached = divergence(certain(), data)
     assert (reached.mean, reached.half_width) == (math.inf, math.inf)
+
+
+def test_parts_that_no_string_reaches_are_no_steps(generator):
+    """Adam's momentum would move on there."""
+    data = some_text(generator)
+    pad = torch.nn.functional.pad
+    long = TextLaws(
+        pad(data.tokens, (0, 5), value=-1), pad(data.laws, (0, 0, 0, 5)), pad(data.entropy, (0, 5))
+    )
+    language = Spec(numbered(3), None, None, "")
+    model = surrogate._Softmax(random_start(language, 2, Structure.STATIONARY, generator))
+    descent = torch.optim.Adam(model.parameters(), lr=0.1)
+    rows, belief = torch.arange(3), None
+    _, belief = surrogate._step(model, descent, belief, long, rows, torch.arange(4))
+    before = [p.detach().clone() for p in model.parameters()]
+    excess, after = surrogate._step(model, descent, belief, long, rows, torch.arange(4, 8))
+    assert excess == 0.0 and after is belief
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
 
 
 def test_rare_paths_keep_their_belief():

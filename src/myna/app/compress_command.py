@@ -80,7 +80,7 @@ def compress_command(
         about["compressed"] = output.plain(dataclasses.asdict(settings)) | {
             "kl": found.report.reason
         }
-        save_packed(out, found.student, found.precision, about, overwrite=overwrite)
+        save_packed(out, found.unrounded, found.precision, about, overwrite=overwrite)
         cost = None
         if curve is not None and teacher is not None:
             show("timing the teacher")

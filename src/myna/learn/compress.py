@@ -117,9 +117,16 @@ class CompressReport:
 
 @dataclasses.dataclass(frozen=True)
 class Compressed:
-    """A smaller student, how its entries are stored, and the report on it."""
+    """What was chosen.
+
+    student: the smaller student, as it reads back from its file
+    unrounded: what is to be packed for that; packing the student would round it twice
+    precision: of the file's entries
+    report: on all that was tried
+    """
 
     student: LowRankModel
+    unrounded: LowRankModel
     precision: Precision
     report: CompressReport
 
@@ -159,7 +166,7 @@ def compress(
     report = CompressReport(
         reason, chosen, choices[0], tuple(choices), tying, time.perf_counter() - began
     )
-    return Compressed(student, chosen.precision, report)
+    return Compressed(student, kept[best], chosen.precision, report)
 
 
 def _tied(copy: LowRankModel, generator: torch.Generator) -> tuple[LowRankModel | None, str]:

@@ -39,6 +39,7 @@ _TRIALS = 4  # random combinations that are diagonalised
 _SWEEPS = 15  # of expectation maximisation before starts are compared
 _SPARE, _WIDE_STEPS = 0.5, 150  # more states than asked for, and iterations with them
 _POSITIONS = 64  # over which states are weighed where strings have no horizon
+_LEAST = 1e-8  # probability of what a climb on some strings made impossible
 _SHARE = 0.05  # mixed in of the mean row, so that no start has zeros
 
 
@@ -90,10 +91,16 @@ def refine_hmm(
     start = hidden_start(student, evidence, states + spare, settings.structure, generator)
     if spare:
         wide = dataclasses.replace(settings, max_iterations=_WIDE_STEPS)
-        start, _ = fit_hmm(evidence, start, wide)
+        start, _ = fit_hmm(evidence, _possible(start), wide)
         start = merged_states(start, states, student.spec.horizon or _POSITIONS)
-    parameters, report = fit_hmm(evidence, start, settings)
+    parameters, report = fit_hmm(evidence, _possible(start), settings)
     return parameters.model(student.spec), report
+
+
+def _possible(parameters: HmmParameters) -> HmmParameters:
+    """Nothing impossible: what some strings lack, others may have."""
+    tables = (table.clamp(min=_LEAST) for table in parameters.tables)
+    return HmmParameters(*(table / table.sum(-1, keepdim=True) for table in tables))
 
 
 def merged_states(parameters: HmmParameters, states: int, positions: int) -> HmmParameters:
@@ -112,7 +119,8 @@ def merged_states(parameters: HmmParameters, states: int, positions: int) -> Hmm
         share, at = share + at / positions, at @ moves
     while len(share) > states:
         i, j = _most_alike(share, moves, emits)
-        part = share[[i, j]] / share[[i, j]].sum().clamp(min=torch.finfo(share.dtype).tiny)
+        part = share[[i, j]] + torch.finfo(share.dtype).tiny  # even where both shares are 0
+        part = part / part.sum()
         # row i becomes the mean of both, column i their sum; then j is dropped
         share, first, moves, emits = (table.clone() for table in (share, first, moves, emits))
         moves[i], emits[i] = part @ moves[[i, j]], part @ emits[[i, j]]
@@ -178,7 +186,7 @@ def _clustered(
         steps = 1
     else:
         steps = student.spec.horizon or width
-        for t in range(width):
+        for t in alive.any(0).nonzero()[:, 0].tolist():  # stops may end all strings before
             labels[alive[:, t], t] = k_means(features[alive[:, t], t], states, generator)
     position = torch.arange(width, device=labels.device).clamp(max=steps - 1).expand_as(labels)
     weight = read.counts[:, None].expand_as(labels)

@@ -6,7 +6,8 @@
 c the last k - 1 tokens, c' without the first of them, M_k(c) the number of distinct tokens seen
 after c, n_i the number of (c, o) counted i times. N_n are counts of the text; for k < n, N_k(c o) is
 the number of distinct tokens seen before c o. Before a string stands one symbol that no token is,
-as often as needed. Where c was never seen P_k = P_{k-1}.
+as often as needed. Where c was never seen P_k = P_{k-1}. D_k is .999 at most, so that nothing seen is
+forgotten where n_2 = 0, and .5 where n_1 = 0.
 
 Source: Kneser and Ney (1995) in the interpolated form of Chen and Goodman (1998), with one
 discount an order. The order is the one that predicts held-out strings best.
@@ -111,7 +112,7 @@ def _interpolated(
     counts[row, order.tokens[entry]] = order.counts[entry]
     total = counts.sum(1, keepdim=True).clamp(min=1)
     above = (counts - order.discount).clamp(min=0) / total
-    left = torch.where(seen, order.discount * many / total[:, 0], 1.0)
+    left = torch.where(seen, order.discount * many.double() / total[:, 0], 1.0)
     return above[place] + left[place][:, None] * lower
 
 
@@ -187,12 +188,13 @@ def fit_ngrams(
     """N-grams of given strings in random order, and the held-out figure of each order tried.
 
     The first twentieth of the strings chooses the order; then all of them are counted. Orders above
-    `largest_order` of the alphabet are not tried.
+    `largest_order` of the alphabet are not tried. Empty strings say nothing and are left out.
 
     Raises:
         InputError: fewer than two strings, or tokens that the language lacks.
     """
     check_strings(language, text)
+    text = Strings(text.tokens[text.lengths > 0], text.lengths[text.lengths > 0])
     count = len(text.lengths)
     if count < 2:
         raise InputError(f"n-grams need at least 2 strings, one to choose the order; got {count}")

@@ -359,9 +359,12 @@ def _step(
     if belief is None:
         belief = tables.initial.expand(len(rows), -1)
     place = rows[:, None], part
+    seen = int((data.tokens[place] >= 0).sum())
+    if not seen:  # all strings have stopped: momentum alone is no step
+        return 0.0, belief
     crossed, after = cross_entropies(belief, tables, data.tokens[place], data.laws[place], _TINY)
     descent.zero_grad()
-    (crossed.sum() / max(1, int((data.tokens[place] >= 0).sum()))).backward()
+    (crossed.sum() / seen).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
     descent.step()
     return float(crossed.detach().sum()) - float(data.entropy[place].sum()), after.detach()

@@ -15,12 +15,14 @@ It needs as many states as the rank and invertible transitions. States that emit
 an eigenvalue, so their eigenvectors are only known up to a mixing within their group, and
 one that leaves no negative entry is searched for (`equivalents`). A student that is minimal
 (its rank is the rank of its futures) has this B alone, so where B has complex or negative
-parts no hidden Markov model of that size has its laws: `excluded`. We differ from the source
-in starting from a student, not from moments of samples, and in refusing by the residual
-instead of assuming success.
+parts no hidden Markov model of that size has its laws: `excluded`. Errors of the student count
+in B as often as cond(A) cond(B)^2 / (the smallest gap of eigenvalues), so that is only said of
+parts larger than the tolerance times it. We differ from the source in starting from a student,
+not from moments of samples, and in refusing by the residual instead of assuming success.
 """
 
 import dataclasses
+import math
 
 import torch
 from jaxtyping import Bool, Complex, Float
@@ -39,6 +41,7 @@ from myna.lowrank.model import LowRankModel
 from myna.lowrank.step import Step
 
 _COMPLEX = 1e-9  # imaginary parts above it are no rounding
+_READ, _LENGTH = 100, 24  # strings of the student that laws are compared on; without a horizon
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,8 @@ class HiddenForm:
     model: laws E and change[s, o, :] = T[s, :], all entries >= 0; None where refused
     residual: the largest entry of |A_o - B diag(E[:, o]) T B^-1|, |L - B E| and of the
         negative parts that were set to zero; inf where it could not be computed
+    laws: where the residual exceeds the tolerance, the largest difference of a next-token
+        probability along 100 strings drawn from the student; else 0
     reason: one sentence
     excluded: no hidden Markov model with as many states as the student's rank has its laws (to
         the tolerance), and none with fewer; false where not decided, as where the horizon is short
@@ -57,6 +62,7 @@ class HiddenForm:
     residual: float
     reason: str
     excluded: bool = False
+    laws: float = 0.0
 
 
 def hidden_form(
@@ -85,31 +91,42 @@ def hidden_form(
         why = "the operators sum to a singular matrix, so the states cannot be told apart"
         return HiddenForm(None, float("inf"), why)
     values, vectors = _eigen(step, everything, generator)
+    alone = torch.eye(len(values), dtype=torch.bool, device=values.device)
     groups = (values[:, None] - values).abs() <= ALIKE
-    found, alike = None, bool((groups.sum(1) > 1).any())
-    if float(values.imag.abs().max()) <= (ALIKE if alike else _COMPLEX):
-        found = _beliefs(vectors, groups)
-    if found is None:
-        return _refused(
-            model, float("inf"), "the operators share no real basis of eigenvectors", alike
-        )
-    return _read(model, everything, found, groups if alike else None, tolerance, generator)
+    alike = not torch.equal(groups, alone)
+    # states that are nearly alike may still be told apart; the error decides
+    form = _in_states(model, everything, values, vectors, alone, tolerance, generator)
+    if form.model is None and alike:
+        form = _in_states(model, everything, values, vectors, groups, tolerance, generator)
+    if form.model is not None:
+        return form
+    # two complex values come together as the root of an error
+    size = form.residual if math.isfinite(form.residual) else float(values.imag.abs().max()) ** 2
+    error = tolerance * _amplified(everything, values, vectors)
+    return _refused(model, form, alike, None if size > error else error)
 
 
-def _read(
+def _in_states(
     model: LowRankModel,
     everything: Float[Tensor, "rank rank"],
-    beliefs: Float[Tensor, "rank state"],
-    groups: Bool[Tensor, "state state"] | None,
+    values: Complex[Tensor, " state"],
+    vectors: Complex[Tensor, "rank state"],
+    groups: Bool[Tensor, "state state"],
     tolerance: float,
     generator: torch.Generator,
 ) -> HiddenForm:
-    """The tables in the basis of states, where they fit.
+    """The tables in the basis of states, where they fit the operators or the laws.
 
-    groups: which states emit alike; None where none do
+    groups: which states are taken to emit alike
     """
+    alike = bool((groups.sum(1) > 1).any())
+    beliefs = None
+    if float(values.imag.abs().max()) <= (ALIKE if alike else _COMPLEX):
+        beliefs = _beliefs(vectors, groups)
+    if beliefs is None:
+        return HiddenForm(None, math.inf, "the operators share no real basis of eigenvectors")
     step = model.steps[0]
-    if groups is not None:
+    if alike:
         moves = torch.linalg.solve(beliefs, everything @ beliefs)
         beliefs = beliefs @ nonnegative_member(model.first @ beliefs, moves, groups, generator)
     inverse = torch.linalg.inv(beliefs)
@@ -122,35 +139,69 @@ def _read(
         *(table.clamp(max=0) for table in raw),
     )
     residual = max(float(gap.abs().max()) for gap in gaps)
-    if not residual <= tolerance:
-        why = f"the residual is {residual:.2g}, more than {tolerance:g}"
-        return _refused(model, residual, why, groups is not None)
-    found = hidden_model(model, start, transition, emission)
-    return HiddenForm(found, residual, f"a hidden Markov model with {step.rank} states")
+    found, name = hidden_model(model, start, transition, emission), f"{step.rank} states"
+    if residual <= tolerance:
+        return HiddenForm(found, residual, f"a hidden Markov model with {name}")
+    apart, length = _apart(model, found, generator), model.spec.horizon or _LENGTH
+    if apart <= tolerance:
+        return HiddenForm(
+            found, residual, f"a hidden Markov model with {name}: next-token probabilities differ "
+            f"by at most {apart:.2g} along {_READ} strings of {length} tokens", laws=apart,
+        )  # fmt: skip
+    why = f"the residual is {residual:.2g}, more than {tolerance:g}"
+    return HiddenForm(None, residual, why, laws=apart)
 
 
-def _refused(model: LowRankModel, residual: float, why: str, alike: bool) -> HiddenForm:
-    """No model, and whether none exists."""
-    states, rank = model.steps[0].rank, process_rank(model)
+def _apart(model: LowRankModel, other: LowRankModel, generator: torch.Generator) -> float:
+    """The largest difference of a next-token probability along strings that the first draws."""
+    drawn = model.sample(_READ, generator, None if model.spec.horizon else _LENGTH).tokens
+    mine, theirs, apart = model.initial(_READ), other.initial(_READ), 0.0
+    for tokens in drawn.unbind(1):
+        gap = float((model.law(mine).exp() - other.law(theirs).exp()).abs().max())
+        if not gap <= 1:  # a token that the other cannot draw: nothing follows it
+            return math.inf
+        apart = max(apart, gap)
+        mine, theirs = model.step(mine, tokens)[0], other.step(theirs, tokens)[0]
+    return apart
+
+
+def _amplified(
+    everything: Float[Tensor, "rank rank"],
+    values: Complex[Tensor, " state"],
+    vectors: Complex[Tensor, "rank state"],
+) -> float:
+    """How often an error of the operators counts in the tables, to first order."""
+    apart = (values[:, None] - values).abs()
+    apart.fill_diagonal_(1.0)
+    conditions = torch.linalg.cond(everything) * torch.linalg.cond(vectors) ** 2
+    return float(conditions / apart.min().clamp(max=1.0))
+
+
+def _refused(model: LowRankModel, form: HiddenForm, alike: bool, error: float | None) -> HiddenForm:
+    """No model, and whether none exists.
+
+    error: what may be an error in the tables, where what was found is no more
+    """
+    states, rank, why = model.steps[0].rank, process_rank(model), form.reason
+    none = f"no hidden Markov model with {states} states"
     if alike:
         reason = (
-            f"no hidden Markov model with {states} states was found: some would emit alike, and of "
+            f"{none} was found: some would emit alike, and of "
             f"their mixings none without negative entries was found ({why})"
         )
-        return HiddenForm(None, residual, reason)
+        return dataclasses.replace(form, reason=reason)
     if rank < states:
         reason = (
-            f"no hidden Markov model with {states} states was found ({why}); the student's futures "
+            f"{none} was found ({why}); the student's futures "
             f"have rank {rank} only, so one of another form may exist"
         )
-        return HiddenForm(None, residual, reason)
+        return dataclasses.replace(form, reason=reason)
     short = undecided(model)
+    if short is None and error is not None:
+        short = f"an error of the tolerance in the student may look like {error:.2g} there"
     if short is not None:
-        reason = f"no hidden Markov model with {states} states was found ({why}); {short}"
-        return HiddenForm(None, residual, reason)
-    return HiddenForm(
-        None, residual, f"no hidden Markov model with {states} states or fewer fits: {why}", True
-    )
+        return dataclasses.replace(form, reason=f"{none} was found ({why}); {short}")
+    return dataclasses.replace(form, reason=f"{none} or fewer fits: {why}", excluded=True)
 
 
 def _eigen(

@@ -193,12 +193,22 @@ def _new_rows(
     return found.known[before:]
 
 
+def _kinds(laws: Float[Tensor, "state token"], tolerance: float) -> Int[Tensor, " state"]:
+    """Each law's kind: the first one met that no entry tells from it by more than the tolerance."""
+    kinds, known = torch.empty(len(laws), dtype=torch.int64), laws[:0]
+    for state, law in enumerate(laws):
+        near = ((known - law).abs().amax(1) <= tolerance).nonzero()[:, 0]
+        kinds[state] = near[0] if len(near) else len(known)
+        if not len(near):
+            known = torch.cat([known, law[None]])
+    return kinds
+
+
 def _refine(
     laws: Float[Tensor, "state token"], moves: Int[Tensor, "state token"], tolerance: float
 ) -> Int[Tensor, " state"]:
     """The coarsest partition whose blocks agree on laws and on where tokens lead."""
-    rounded = (laws / tolerance).round()
-    block = rounded.unique(dim=0, return_inverse=True)[1]
+    block = _kinds(laws, tolerance)
     while True:
         leads = torch.where(moves >= 0, block[moves.clamp(min=0)], -1)
         finer = torch.cat([block[:, None], leads], 1).unique(dim=0, return_inverse=True)[1]

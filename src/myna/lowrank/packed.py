@@ -4,8 +4,8 @@ A table of laws or of changes of basis is stored as its nonzero entries and one 
 says which they are, where that is smaller than all entries. Where a step is a hidden Markov
 model's, G[i, o, :] = T[i, :], T alone is stored. Entries may be rounded to fewer bits; rows that
 summed to one are divided by their sums after reading, so that rounding does not leak mass. What
-is read back is a plain model in double precision: rounding it to the same bits again changes
-nothing in the file.
+is read back is a plain model in double precision. Packing that once more may round once more, as
+its rows were divided: what is measured is the model read back, and what is packed the one before.
 """
 
 import enum
