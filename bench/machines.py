@@ -1,6 +1,6 @@
 """Automata from queries: registers and AALpy's random Dfas, beside AALpy's L#.
 
-    python bench/machines.py [--k 3 5 7] [--most 5] [--sizes 50 100 200 500]
+    python bench/machines.py [--k 3 5 7] [--most 7] [--sizes 50 100 200 500]
 
 k one-bit registers that letters flip; a read shows one bit and clears them all: 2^k contents in
 k + 3 dimensions. Random Dfas: 4 letters, n states of which half accept, a teacher by
@@ -182,7 +182,7 @@ def main() -> None:
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser()
     parser.add_argument("--k", type=int, nargs="*", default=[3, 5, 7])
-    parser.add_argument("--most", type=int, default=5, help="the largest k given to L#")
+    parser.add_argument("--most", type=int, default=7, help="the largest k given to L#")
     parser.add_argument("--sizes", type=int, nargs="*", default=[50, 100, 200, 500])
     parser.add_argument("--largest", type=int, default=500, help="the largest Dfa given to L#")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

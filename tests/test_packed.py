@@ -77,7 +77,7 @@ def test_saved_and_read_again(tmp_path, precision):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_what_is_saved_is_what_was_measured(tmp_path, seed):
-    """Rounded twice, one in eight of these would be another model."""
+    """Rounded twice, each of these would be another model, in the last bits at least."""
     model = copy_of(f"zoo:hmm?states=4&symbols=8&horizon=6&seed={seed}", Structure.STATIONARY)
     settings = CompressSettings(max_kl=2e-6, strings=200)
     found = compress(model, settings, torch.Generator().manual_seed(0))
