@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from catalogue import learned
 
 from myna.app.cli import main
 from myna.app.hmm_picture import hmm_chart
@@ -20,6 +21,7 @@ from myna.learn.hmm_recovery import (
     whole_strings,
 )
 from myna.learn.recorded import recorded_evidence
+from myna.learn.report import Structure
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.step import Step
 from myna.spec import Spec, numbered
@@ -124,7 +126,7 @@ def test_students_of_another_kind_are_refused(generator):
     varying = truth().model(LANGUAGE)
     varying = LowRankModel.of(LANGUAGE, varying.first, varying.steps * 2)
     evidence = drawn_evidence(truth().model(LANGUAGE), 20, generator)
-    with pytest.raises(InputError, match="got 2 steps, stop token None and 3 states"):
+    with pytest.raises(InputError, match="this one has 2 steps; learn with --stationary"):
         recover_hmm(varying, 3, evidence, whole_strings(evidence), generator, SHORT)
 
 
@@ -176,6 +178,28 @@ def test_the_command_tells_uniqueness_names_and_pictures(run, tmp_path):
     assert code == 1 and "no hidden Markov model with 2 states" in said.out
     code, said = run("hmm", copy, "--states", 4)
     assert code == 1 and "4 were asked for" in said.out
+
+
+def test_what_cannot_be_recovered_says_what_is_in_the_way(generator):
+    evidence = drawn_evidence(truth().model(LANGUAGE), 20, generator)
+    held_out = whole_strings(evidence)
+    for uri, structure, states, message in [
+        ("zoo:registers?k=2", Structure.STATIONARY, 2, "without a stop token"),
+        ("zoo:parity?bits=3", None, 2, "learn with --stationary"),
+        ("zoo:hmm?states=2&symbols=3&horizon=4", Structure.STATIONARY, 0, "at least 1 state"),
+    ]:
+        student = learned(open_teacher(uri), structure=structure).student
+        with pytest.raises(InputError, match=message):
+            recover_hmm(student, states, evidence, held_out, generator, SHORT)
+
+
+def test_tokens_in_square_brackets_are_no_markup(run, tmp_path):
+    spec = Spec(("[INST]", "[/INST]", "[red]"), None, 5, "")
+    laws, moves = torch.tensor([[0.5, 0.3, 0.2]]).double(), torch.ones(1, 1).double()
+    model = HmmParameters(moves[0], moves[None], laws[None]).model(spec)
+    save_copy(tmp_path / "c", model, {})
+    code, said = run("hmm", tmp_path / "c")
+    assert code == 0 and "[INST] 0.5, [/INST] 0.3, [red] 0.2" in said.out
 
 
 def test_the_command_polishes(run, tmp_path, generator):

@@ -122,8 +122,15 @@ def test_each_position_has_its_rows_under_a_horizon():
 
 def test_endless_beliefs_are_refused():
     _, copy = learned("zoo:hmm?states=3&symbols=3&horizon=30&seed=1", Structure.STATIONARY)
-    with pytest.raises(InputError, match="more than 50"):
+    with pytest.raises(InputError, match=r"more than 50 .* at most 10\^14, one for each history"):
         read_machine(copy, max_states=50)
+
+
+def test_a_horizon_bounds_the_rows():
+    _, copy = learned("zoo:hmm?states=3&symbols=4&horizon=6&seed=2")
+    with pytest.raises(InputError, match="at most 1,365, one for each history"):
+        read_machine(copy, max_states=100)
+    assert read_machine(copy, max_states=2000).num_states <= 1365
 
 
 def test_the_command_writes_a_graph(monkeypatch, capsys, tmp_path):

@@ -264,7 +264,7 @@ def test_emissions_as_entries(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"emission_values": np.array([1.0, 0.25, 1.0, 0.5])}, r"row \[0, 0\] sums to 0.75"),
+        ({"emission_values": np.array([1.0, 0.25, 1.0, 0.5])}, r"row \[0\] sums to 0.75"),
         ({"emission_rows": np.array([2, 0, 1, 3])}, r"entry 3 .* \[3, 2\], outside of 3 x 4"),
         ({"emission_cols": np.array([3, -1, 1, 2])}, r"entry 1 .* \[0, -1\], outside"),
         ({"emission_rows": np.array([2.0, 0.0, 1.0, 0.0])}, "must hold whole numbers"),

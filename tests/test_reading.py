@@ -90,6 +90,24 @@ class Cells(html.parser.HTMLParser):
             self.cells[-1] += data
 
 
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("zoo:hmm?states=2&symbols=12&horizon=4", "4 other tokens are not shown"),
+        ("zoo:copy?n=5&k=2", "Not shown: 32 by"),
+    ],
+)
+def test_what_is_left_out_of_a_page_is_said(monkeypatch, tmp_path, uri, said):
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["myna", *map(str, words)])
+        with pytest.raises(SystemExit):
+            main()
+
+    run("learn", uri, "-o", tmp_path / "c")
+    run("explain", tmp_path / "c", "-o", tmp_path / "p.html", "--cut", 5 if "copy" in uri else 1)
+    assert said in (tmp_path / "p.html").read_text()
+
+
 def test_the_command_writes_a_page(monkeypatch, capsys, tmp_path):
     def run(*words):
         monkeypatch.setattr("sys.argv", ["myna", *map(str, words)])

@@ -13,7 +13,7 @@ from myna.app.budget import Budgets, budget_of, open_within, read_budget
 from myna.app.learn_command import learning_progress
 from myna.app.models import generator_of, open_saved, plain_copy
 from myna.app.options import Json, MaxTokens, Seed, Yes
-from myna.app.picture import check_folder, write_picture
+from myna.app.picture import place_of, write_picture
 from myna.app.spending import confirm_spending
 from myna.errors import BudgetExhausted, InputError, TeacherError
 from myna.evaluate.certify import Certificate, certify
@@ -65,8 +65,7 @@ def compress_command(
         )
     copy = plain_copy(student, open_saved(student))
     check_destination(out, overwrite=overwrite)
-    if curve is not None:
-        check_folder(curve.parent)
+    place = None if curve is None else place_of(curve)
     limits = read_budget(budget, queries=True)
     source = CopyTeacher(copy) if teacher is None else open_within(teacher, limits)
     confirm_spending(source, queries=limits.plain, generated=0, yes=yes)
@@ -82,12 +81,12 @@ def compress_command(
         }
         save_packed(out, found.unrounded, found.precision, about, overwrite=overwrite)
         cost = None
-        if curve is not None and teacher is not None:
+        if place is not None and teacher is not None:
             show("timing the teacher")
             left = limit.less(ledger.total())
             cost = _timed(source, left, _judging(copy, settings, seed))
-    if curve is not None:
-        write_picture(_chart(found, student, cost), curve.parent, curve.stem)
+    if place is not None:
+        write_picture(_chart(found, student, cost), *place)
     if as_json:
         output.print_json(_record(found, certificate, student, teacher, out, cost))
     else:

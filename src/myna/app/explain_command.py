@@ -73,9 +73,7 @@ def _page(student: str, copy: LowRankModel, found: list[CutReading], about: dict
     for reading in found:
         where = "every position" if reading.cut is None else f"after {reading.cut} tokens"
         parts.append(f"<h2>Basis histories, {where}</h2>")
-        parts.append(
-            "<p>Every history is a combination of these; coefficients follow the tables below.</p>"
-        )
+        parts.append("<p>Every history is a combination of these.</p>")
         parts.append(_basis(copy, reading))
         parts += _moves(copy, reading)
     title = html.escape(f"What {student} has learned")
@@ -102,14 +100,19 @@ def _basis(copy: LowRankModel, reading: CutReading) -> str:
 
 
 def _moves(copy: LowRankModel, reading: CutReading) -> list[str]:
-    """One small table a token, while they are small enough to read."""
-    if not reading.moves or len(reading.basis) > _MOST:
+    """One small table a token, while they are small enough to read; what is left out is said."""
+    if not reading.moves:
         return []
     parts = ["<h2>What a token does to the coefficients</h2>"]
+    rows, columns = reading.moves[0].change.shape
+    if max(rows, columns) > _MOST:
+        size = f"{rows} by {columns} numbers a token"
+        return [*parts, f"<p>Not shown: {size}, and at most {_MOST} by {_MOST} are.</p>"]
     parts.append("<p>Row i: basis history i followed by the token, over the next basis.</p>")
+    left = copy.spec.num_tokens - len(reading.moves)
+    if left > 0:
+        parts.append(f"<p>{left} other tokens are not shown.</p>")
     for move in reading.moves:
-        if move.change.shape[1] > _MOST:
-            continue
         head = ("", *(str(j) for j in range(move.change.shape[1])))
         rows = [
             (str(i), *(f"{v:.3g}" if abs(v) > 1e-9 else "0" for v in row))

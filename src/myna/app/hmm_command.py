@@ -199,7 +199,8 @@ def _show(
     residual = f" (residual {form.residual:.2g})" if found else ""
     output.out.print(f"{form.reason}{residual}", markup=False)
     if only is not None:
-        output.out.print(only.why, markup=False)
+        given = "; --json has its tables" if only.other is not None else ""
+        output.out.print(f"{only.why}{given}", markup=False)
     if recovery is not None:
         output.out.print(
             f"from {recovery.start}, {recovery.climb.iterations} iterations on "

@@ -6,6 +6,7 @@ from myna.lowrank.model import LowRankModel
 
 _SYMBOLS = 10  # of each state, the likeliest
 _STATES = 24  # rows shown, those that start or are entered most
+_LETTERS = 4  # of a symbol that fits under its bar
 _CELL = 46  # pixels of a transition
 
 
@@ -41,7 +42,7 @@ def _symbols(model: LowRankModel, state: int) -> alt.Chart:
         )
         .mark_bar(color="#4c78a8")
         .encode(
-            x=alt.X("symbol:N", title=None, sort=None, axis=alt.Axis(labelAngle=0, labelLimit=60)),
+            x=alt.X("symbol:N", title=None, sort=None, axis=_axis(rows)),
             y=alt.Y(
                 "probability:Q",
                 title=None,
@@ -51,6 +52,12 @@ def _symbols(model: LowRankModel, state: int) -> alt.Chart:
             tooltip=["symbol:N", alt.Tooltip("probability:Q", format=".4f")],
         )
     )
+
+
+def _axis(rows: list[dict]) -> alt.Axis:
+    """Words stand upright: side by side they would run into each other."""
+    long = max((len(row["symbol"]) for row in rows), default=0) > _LETTERS
+    return alt.Axis(labelAngle=-90 if long else 0, labelLimit=80)
 
 
 def _heat(model: LowRankModel, shown: list[int]) -> alt.LayerChart | alt.FacetChart:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from myna.evaluate.certify import Certificate, Estimate
 from myna.evaluate.from_samples import SampledCertificate
@@ -193,5 +194,5 @@ def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A plain table."""
     table = Table(*columns, title=title, box=None, title_justify="left", padding=(0, 2, 0, 0))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # names in square brackets are no markup
     out.print(table)

@@ -1,5 +1,6 @@
 """One chart specification, written as an HTML page and as a PNG."""
 
+import json
 from pathlib import Path
 
 import altair as alt
@@ -71,9 +72,33 @@ def write_picture(chart: alt.VConcatChart, folder: Path, name: str) -> tuple[Pat
     page, image = folder / f"{name}.html", folder / f"{name}.png"
     with writing("picture", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        chart.save(page, inline=True)
+        page.write_text(_page(chart), encoding="utf-8")
         chart.save(image, scale_factor=2)
     return page, image
+
+
+def _page(chart: alt.VConcatChart) -> str:
+    """The chart with all that it needs; no name in it can end the page's script or begin another.
+
+    JSON is escaped only where the page holds it: the libraries that stand beside it are not.
+    """
+    page, spec = chart.to_html(inline=True), json.dumps(chart.to_dict())
+    before, found, after = page.partition(spec)
+    assert found, "the page does not hold the chart as JSON"
+    return before + spec.replace("<", "\\u003c") + after
+
+
+def place_of(file: Path) -> tuple[Path, str]:
+    """Folder and name of a picture; a last .html or .png is left out.
+
+    Raises:
+        InputError: where no name is left, or no folder can be made there.
+    """
+    name = file.stem if file.suffix in (".html", ".png") else file.name
+    if name in ("", ".."):
+        raise InputError(f"a picture needs the name of a file, got {str(file)!r}")
+    check_folder(file.parent)
+    return file.parent, name
 
 
 def check_folder(folder: Path) -> None:

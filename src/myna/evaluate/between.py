@@ -6,7 +6,8 @@ Along strings x that P draws, every law of both is at hand, so only the strings 
 
 estimated by the ratio of sums, with the delta method's interval over n strings (normal
 approximation; `certify` gives intervals that assume nothing). No floor: where Q excludes a token
-that P allows, r is infinite.
+that P allows, r is infinite. To allow is more than 1e-12: signed tables in double precision leave
+1e-16 where nothing can come, and a form of them may leave 0.
 """
 
 import math
@@ -19,6 +20,7 @@ from torch import Tensor
 from myna.evaluate.distance import step_kl, usable_law
 from myna.lowrank.student import State, Strings, Student
 
+_ALLOWED = math.log(1e-12)  # P's log-probability of a token; less is rounding
 _NORMAL = 2.576  # 99% of a normal law lies within so many standard deviations
 
 
@@ -53,7 +55,7 @@ def divergence_rate(reference: Student, other: Student, drawn: Strings) -> Diver
             break
         states = [State(state.vector[:alive], state.position) for state in states]
         p, q = (usable_law(m, s) for m, s in zip((reference, other), states, strict=True))
-        total[:alive] += step_kl(p, q)
+        total[:alive] += step_kl(p.masked_fill(p < _ALLOWED, -math.inf), q)
         here = tokens[:alive, t]
         states = [m.step(s, here)[0] for m, s in zip((reference, other), states, strict=True)]
     return rate_of(total, lengths)

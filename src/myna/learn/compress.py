@@ -19,6 +19,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
+from decimal import ROUND_CEILING, Context
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,7 @@ from myna.teachers.ledger import Ledger
 _RUNGS = 24  # thresholds on correlations that are tried
 _LEAST = 1e-9  # correlations below are rounding
 _TIE_RANK = 256
+_EQUAL = 1e-12  # nats a token: nearer copies are all as near
 _REPEATS = 2  # of scoring, after the run that makes tables
 
 
@@ -244,7 +246,7 @@ def _best(choices: list[Choice], settings: CompressSettings) -> int:
         i for i in ranked if choices[i].bytes <= room and (i == 0 or choices[i].kl.high <= largest)
     ]
     if fits and settings.max_kl is None:
-        return min(fits, key=lambda i: (choices[i].kl.mean, choices[i].bytes))
+        return min(fits, key=lambda i: (max(choices[i].kl.mean, _EQUAL), choices[i].bytes))
     if fits:
         return min(fits, key=lambda i: (choices[i].bytes, choices[i].kl.mean))
     small = min(ranked, key=lambda i: choices[i].bytes)
@@ -256,5 +258,11 @@ def _best(choices: list[Choice], settings: CompressSettings) -> int:
     nearest = choices[near]
     raise InputError(
         f"no compression keeps these limits; the nearest has {nearest.bytes:,} bytes, rank "
-        f"{max(nearest.ranks)} and {nearest.kl.mean:.3g} (at most {nearest.kl.high:.3g}) nats a token"
+        f"{max(nearest.ranks)} and {nearest.kl.mean:.3g} (at most {_above(nearest.kl.high)}) nats a "
+        "token"
     )
+
+
+def _above(value: float) -> str:
+    """Three digits, rounded up: a limit of that is kept."""
+    return f"{Context(prec=3, rounding=ROUND_CEILING).create_decimal(value).normalize():g}"

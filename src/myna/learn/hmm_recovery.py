@@ -99,12 +99,18 @@ def recover_hmm(
     Raises:
         InputError: for another kind of student, or evidence that does not fit it.
     """
-    if len(student.steps) != 1 or student.spec.stop is not None or states < 1:
+    if student.spec.stop is not None:
         raise InputError(
-            "a hidden Markov model is recovered from a stationary student without a stop token, "
-            f"with at least 1 state; got {len(student.steps)} steps, stop token "
-            f"{student.spec.stop} and {states} states; learn with --stationary"
+            "a hidden Markov model is recovered from a student without a stop token, and this one "
+            f"has {student.spec.alphabet[student.spec.stop]!r}; learn from a teacher that has none"
         )
+    if len(student.steps) != 1:
+        raise InputError(
+            "a hidden Markov model is recovered from a stationary student, and this one has "
+            f"{len(student.steps)} steps; learn with --stationary"
+        )
+    if states < 1:
+        raise InputError(f"a hidden Markov model has at least 1 state, got {states}")
     read = some_strings(evidence, generator, _READ)
     found = _starts(student, read, states, generator)
     few = EmSettings(max_iterations=_SWEEPS)

@@ -88,7 +88,7 @@ def hidden_form(
     step = model.steps[0]
     everything = step.operators.sum(0)
     if not float(torch.linalg.cond(everything)) < SINGULAR:
-        why = "the operators sum to a singular matrix, so the states cannot be told apart"
+        why = "not decided: the operators sum to a singular matrix, as where states move alike"
         return HiddenForm(None, float("inf"), why)
     values, vectors = _eigen(step, everything, generator)
     alone = torch.eye(len(values), dtype=torch.bool, device=values.device)

@@ -168,13 +168,28 @@ def _reach(
         if len(found.histories) > max_states:
             raise InputError(
                 f"the copy reaches more than {max_states:,} distinct rows (rank "
-                f"{max(model.ranks)}); raise the limit, or it may have no finite machine, as "
-                "hidden Markov models with overlapping emissions have none"
+                f"{max(model.ranks)}); {_would_take(spec)}"
             )
     moves = torch.full((len(found.histories), spec.num_tokens), -1, dtype=torch.int64)
     for source, token, target in found.edges:
         moves[source, token] = target
     return found, moves
+
+
+def _would_take(spec: Spec) -> str:
+    """What a higher limit could lead to."""
+    if spec.horizon is None:
+        return (
+            "raise the limit, or it may have no finite machine, as hidden Markov models with "
+            "overlapping emissions have none"
+        )
+    going_on = spec.num_tokens - (spec.stop is not None)
+    most = sum(going_on**t for t in range(spec.horizon))
+    size = f"{most:,}" if most < 10**12 else f"10^{len(str(most)) - 1}"
+    return (
+        f"with a horizon of {spec.horizon} tokens there are at most {size}, one for each history; "
+        "raise the limit"
+    )
 
 
 def _new_rows(

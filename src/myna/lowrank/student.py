@@ -204,7 +204,7 @@ def sampling_limit(spec: Spec, max_tokens: int | None, position: int = 0) -> int
     if max_tokens is None and not spec.ends:
         raise InputError(
             "this model has neither a stop token nor a horizon, so its sequences "
-            "never end; say how many tokens are wanted (max_tokens)"
+            "never end; say how many tokens are wanted (max_tokens, --max-tokens)"
         )
     room = None if spec.horizon is None else spec.horizon - position
     limits = [limit for limit in (room, max_tokens) if limit is not None]

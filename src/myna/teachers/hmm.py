@@ -121,6 +121,9 @@ def check_stochastic(name: str, table: Tensor) -> None:
     sums = table.sum(-1)
     if bool(((sums - 1).abs() > 1e-6).any()):
         where = ((sums - 1).abs() > 1e-6).nonzero()[0].tolist()
-        raise InputError(
-            f"each row of the {name} must sum to 1; row {where} sums to {float(sums[tuple(where)]):.6g}"
-        )
+        total = f"sums to {float(sums[tuple(where)]):.6g}"
+        if not where:
+            raise InputError(f"the {name} must sum to 1; it {total}")
+        # tables of one step are often given without it
+        row = where[1:] if table.dim() == 3 and len(table) == 1 else where
+        raise InputError(f"each row of the {name} must sum to 1; row {row} {total}")
