@@ -6,6 +6,7 @@
     python bench/pautomac_train.py --part queries   # the exact learner on a ladder of token budgets
     python bench/pautomac_train.py --part em        # Baum-Welch on all strings, in number order
     python bench/pautomac_train.py --part starts    # more starts at the sizes that em found best
+    python bench/pautomac_train.py --part wider     # twice as many states, from one start
     python bench/pautomac_train.py --part networks  # recurrent and attention networks on all strings
     python bench/pautomac_train.py --part picture
 
@@ -289,11 +290,13 @@ def em(problem: Problem) -> dict:
     return on_all(problem, best, [t.row for t in tried], began)
 
 
-def more_starts(problem: Problem) -> dict:
-    """More starts at the number of states that `em` kept; its row again where its start is best."""
+def more_climbs(problem: Problem, part: str) -> dict:
+    """More starts at the number of states kept, or twice as many; the kept row where none is better."""
     began = time.perf_counter()
-    row = next(r for r in kept("em") if r["problem"] == problem.number)
-    tried = [Tried.climb(problem, row["states"], seed) for seed in STARTS]
+    row = climbs()[problem.number]
+    states = row["states"] if part == "starts" else 2 * row["states"]
+    seeds = STARTS if part == "starts" else (states,)
+    tried = [Tried.climb(problem, states, seed) for seed in seeds]
     best, rows = max(tried, key=lambda t: t.held_out), row["tried"] + [t.row for t in tried]
     if best.held_out > max(t["held_out"] for t in row["tried"]):
         return on_all(problem, best, rows, began - row["seconds"])
@@ -379,8 +382,8 @@ def run(part: str, folder: Path, problems: list[int]) -> None:
         elif part == "spectral":
             for share in PARTS:
                 rows.add(from_moments(problem, share))
-        elif part in ("em", "starts"):
-            rows.add(em(problem) if part == "em" else more_starts(problem))
+        elif part in ("em", "starts", "wider"):
+            rows.add(em(problem) if part == "em" else more_climbs(problem, part))
         elif part == "networks":
             for row in from_networks(problem, folder):
                 rows.add(row)
@@ -397,9 +400,12 @@ def kept(*parts: str) -> list[dict]:
 
 
 def kept_from_strings() -> list[dict]:
-    """One row of Baum-Welch a problem: with more starts where they were tried."""
-    climbs = {row["problem"]: row for row in kept("em", "starts")}
-    return [*kept("samples", "spectral", "networks"), *climbs.values()]
+    return [*kept("samples", "spectral", "networks"), *climbs().values()]
+
+
+def climbs() -> dict[int, dict]:
+    """Baum-Welch's row of each problem: with more starts and states where they were tried."""
+    return {row["problem"]: row for row in kept("em", "starts", "wider")}
 
 
 def picture() -> None:
@@ -467,8 +473,8 @@ def worth() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     searches = {"search": search, "search-networks": search_networks}
-    choices = (*searches, "samples", "spectral", "queries", "em", "starts", "networks", "picture")
-    parser.add_argument("--part", choices=choices, required=True)
+    parts = ("samples", "spectral", "queries", "em", "starts", "wider", "networks", "picture")
+    parser.add_argument("--part", choices=(*searches, *parts), required=True)
     parser.add_argument("--problems", type=int, nargs="*", default=list(PROBLEMS))
     asked = parser.parse_args()
     if asked.part == "picture":
