@@ -7,6 +7,7 @@
     python bench/pautomac_train.py --part em        # Baum-Welch on all strings, in number order
     python bench/pautomac_train.py --part starts    # more starts at the sizes that em found best
     python bench/pautomac_train.py --part wider     # twice as many states, from one start
+    python bench/pautomac_train.py --part search-networks  # their learning rates, on problem 1
     python bench/pautomac_train.py --part networks  # recurrent and attention networks on all strings
     python bench/pautomac_train.py --part picture
 

@@ -73,6 +73,10 @@ def test_saved_and_read_again(tmp_path, precision):
     same, _ = rounded(model, precision)
     assert read.model.spec.fingerprint == same.spec.fingerprint
     assert read.about["teacher"] == "registers"
+    # rows of registers divide into themselves: rounded again and saved again, the same file
+    save_packed(tmp_path / "again", read.model, precision, {})
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("small", "again")]
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import InputError
-from myna.learn.plain import plain_strings
+from myna.learn.plain import not_empty, plain_strings
 from myna.lowrank.student import State, StepInfo, Stepped, Strings, check_strings
 from myna.spec import Spec, fingerprint
 from myna.teachers.account import Account
@@ -272,7 +272,7 @@ def fit_strings(
     """
     began = time.perf_counter()
     check_strings(language, text)
-    text = Strings(text.tokens[text.lengths > 0], text.lengths[text.lengths > 0])
+    text = not_empty(text)
     if len(text.lengths) < 2:
         raise InputError(
             f"a network needs at least 2 strings, one to stop by; got {len(text.lengths)}"

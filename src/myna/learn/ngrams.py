@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from myna.errors import InputError
-from myna.learn.plain import plain_strings
+from myna.learn.plain import not_empty, plain_strings
 from myna.lowrank.student import State, StepInfo, Stepped, Strings, check_strings
 from myna.spec import Spec, fingerprint
 from myna.teachers.account import Account
@@ -194,7 +194,7 @@ def fit_ngrams(
         InputError: fewer than two strings, or tokens that the language lacks.
     """
     check_strings(language, text)
-    text = Strings(text.tokens[text.lengths > 0], text.lengths[text.lengths > 0])
+    text = not_empty(text)
     count = len(text.lengths)
     if count < 2:
         raise InputError(f"n-grams need at least 2 strings, one to choose the order; got {count}")

@@ -37,3 +37,9 @@ def plain_strings(view: SamplesView, tokens: int, max_tokens: int) -> Strings:
             f"{tokens} tokens allow {len(text.lengths)} strings of {length}; 2 are needed"
         )
     return text
+
+
+def not_empty(text: Strings) -> Strings:
+    """Without its empty strings, which say nothing of any token."""
+    some = text.lengths > 0
+    return Strings(text.tokens[some], text.lengths[some])

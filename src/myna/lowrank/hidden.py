@@ -51,8 +51,8 @@ class HiddenForm:
     model: laws E and change[s, o, :] = T[s, :], all entries >= 0; None where refused
     residual: the largest entry of |A_o - B diag(E[:, o]) T B^-1|, |L - B E| and of the
         negative parts that were set to zero; inf where it could not be computed
-    laws: where the residual exceeds the tolerance, the largest difference of a next-token
-        probability along 100 strings drawn from the student; else 0
+    laws: where the residual is finite and exceeds the tolerance, the largest difference of a
+        next-token probability along 100 strings drawn from the student; else 0
     reason: one sentence
     excluded: no hidden Markov model with as many states as the student's rank has its laws (to
         the tolerance), and none with fewer; false where not decided, as where the horizon is short

@@ -4,9 +4,10 @@
 
 on tables multiplied out once (`lowrank.fused`). In double precision scores agree with the plain
 model's to rounding, and the same generator draws the same strings; where signed weights cancel to
-0 in one of the two, rounding (1e-16 of the law) may be left in the other. In single precision tables and
-coefficients have 24 bits; logarithms are kept in double. Where nothing compiles C, the plain model
-answers in its own (double) precision. The passes run a compiler, so this module is not in `lowrank`.
+0 in one of the two, rounding (1e-16 of the law) may be left in the other. In single precision
+tables and coefficients have 24 bits; logarithms are kept in double. Where nothing compiles C, the
+plain model answers in its own (double) precision. The passes run a compiler, so this module is not
+in `lowrank`.
 """
 
 import ctypes
