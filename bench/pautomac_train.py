@@ -2,14 +2,13 @@
 
     python bench/pautomac_train.py --part search    # Alergia's floor and eps, on problem 1
     python bench/pautomac_train.py --part samples   # n-grams and Alergia on 1/100, 1/10 and all strings
-    python bench/pautomac_train.py --part spectral  # the same strings
     python bench/pautomac_train.py --part queries   # the exact learner on a ladder of token budgets
     python bench/pautomac_train.py --part em        # Baum-Welch on all strings, in number order
     python bench/pautomac_train.py --part starts    # more starts at the sizes that em found best
     python bench/pautomac_train.py --part wider     # twice as many states, from one start
     python bench/pautomac_train.py --part search-networks  # their learning rates, on problem 1
     python bench/pautomac_train.py --part networks  # recurrent and attention networks on all strings
-    python bench/pautomac_train.py --part picture
+    python bench/pautomac_train.py --part picture   # with what `pautomac_spectral.py` kept
 
 The figure of a copy is its score over the truth's in bits a string, log2(perplexity / truth's),
 on the competition's test strings. Tokens seen count every stop; the query learner's are those of
@@ -22,10 +21,8 @@ then all are used.
 Networks have as many numbers as the query learner's copy (`LEAST` at least); their first learning
 rate comes from the search on problem 1, and a twentieth of the strings only halves it.
 
-The spectral learner knows no stop: its strings go on with stops for ever, all triples up to the
-third stop are counted, and the start is the law of first tokens. Alergia needs aalpy and pydot
-(requirements-peers.txt); without them it is left out. Model files are opened by the query
-learner's teacher only.
+Alergia needs aalpy and pydot (requirements-peers.txt); without them it is left out. Model files
+are opened by the query learner's teacher only.
 """
 
 import argparse
@@ -52,10 +49,8 @@ from myna.learn.merging import merged_student, pairs
 from myna.learn.networks import Kind, NetworkResult, NetworkSettings, fit_strings
 from myna.learn.ngrams import Ngrams, count_ngrams, fit_ngrams
 from myna.learn.report import ExactSettings
-from myna.learn.spectral import SpectralSettings, Windows, learn_spectral
-from myna.lowrank.model import LowRankModel
-from myna.lowrank.student import Strings, Student
-from myna.spec import Spec, numbered
+from myna.lowrank.student import Strings
+from myna.spec import Spec
 from myna.teachers.ledger import Budget, Ledger
 from myna.teachers.pautomac import perplexity, read_automaton, read_sample, read_solution
 
@@ -130,28 +125,6 @@ def evidence(text: Strings) -> Evidence:
     """Equal strings once."""
     none = torch.zeros_like(text.lengths)
     return merged(text.tokens, text.lengths, none, torch.ones(len(none), dtype=torch.float64))
-
-
-def spectral(language: Spec, text: Strings) -> tuple[Student, int]:
-    """The student of the process that goes on with stops for ever, and its rank.
-
-    Operators hold for triples from anywhere, the law of the first token only for the start: it
-    replaces the mean law over all positions.
-    """
-    stop = language.stop or 0
-    process = Spec(numbered(language.num_tokens), None, None, language.fingerprint)
-    longer = torch.nn.functional.pad(text.tokens, (0, 2), value=-1)
-    columns = torch.arange(longer.shape[1])
-    inside = columns < text.lengths[:, None] + 2
-    longer = torch.where(inside & (longer < 0), stop, longer)
-    none = torch.zeros_like(text.lengths)
-    rows = Evidence(longer, text.lengths + 2, none, torch.ones_like(none).double())
-    settings = SpectralSettings(windows=Windows.ALL)
-    fit = learn_spectral(process, rows, settings, torch.Generator().manual_seed(0))
-    law = torch.bincount(text.tokens[:, 0], minlength=language.num_tokens).double()
-    laws = fit.student.steps[0].laws
-    start = torch.linalg.lstsq(laws.T, (law / law.sum())[:, None]).solution[:, 0]
-    return LowRankModel.of(process, start, fit.student.steps), fit.report.cuts[0].rank
 
 
 def alergia(text: Strings, eps: float):
@@ -319,23 +292,6 @@ def best_share(score: Score, other: Score, held_out: Strings) -> tuple[float, fl
     return max((float(mixed(score, other, share)(held_out).mean()), share) for share in FLOORS)
 
 
-def from_moments(problem: Problem, part: float) -> dict:
-    """The spectral learner; its share by the last tenth of the strings, then on all of them."""
-    language, began = problem.language, time.perf_counter()
-    text = first(problem.train, round(part * len(problem.train.lengths)))
-    cut = len(text.lengths) * 9 // 10
-    seen, held_out = first(text, cut), after(text, cut)
-    _, share = best_share(
-        spectral(language, seen)[0].score, unigrams(language, seen).score, held_out
-    )
-    student, rank = spectral(language, text)
-    zeros = int((student.score(problem.test) == -math.inf).sum())
-    log_q = mixed(student.score, unigrams(language, text).score, share)(problem.test)
-    more = {"rank": rank, "zeros": zeros, "seconds": time.perf_counter() - began}
-    tokens = int(text.lengths.sum())
-    return problem.row("spectral", tokens, log_q, part=part, share=share, **more)
-
-
 def told_of(report: EmReport) -> dict:
     return {"iterations": report.iterations, "stop": report.stop.value}
 
@@ -380,9 +336,6 @@ def run(part: str, folder: Path, problems: list[int]) -> None:
             for share in PARTS:
                 for row in from_samples(problem, share):
                     rows.add(row)
-        elif part == "spectral":
-            for share in PARTS:
-                rows.add(from_moments(problem, share))
         elif part in ("em", "starts", "wider"):
             rows.add(em(problem) if part == "em" else more_climbs(problem, part))
         elif part == "networks":
@@ -401,7 +354,7 @@ def kept(*parts: str) -> list[dict]:
 
 
 def kept_from_strings() -> list[dict]:
-    return [*kept("samples", "spectral", "networks"), *climbs().values()]
+    return [*kept("samples", "spectral", "words", "networks"), *climbs().values()]
 
 
 def climbs() -> dict[int, dict]:
@@ -474,7 +427,7 @@ def worth() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     searches = {"search": search, "search-networks": search_networks}
-    parts = ("samples", "spectral", "queries", "em", "starts", "wider", "networks", "picture")
+    parts = ("samples", "queries", "em", "starts", "wider", "networks", "picture")
     parser.add_argument("--part", choices=(*searches, *parts), required=True)
     parser.add_argument("--problems", type=int, nargs="*", default=list(PROBLEMS))
     asked = parser.parse_args()
