@@ -6,9 +6,17 @@ import pytest
 import torch
 
 from myna.errors import BudgetExhausted, InputError
-from myna.learn.networks import Kind, NetworkSettings, fit_strings, learn_strings
+from myna.learn.networks import (
+    Kind,
+    NetworkSettings,
+    _add_gradient,
+    _module,
+    fit_strings,
+    learn_strings,
+)
 from myna.learn.plain import plain_strings
 from myna.lowrank.student import score_by_steps, strings
+from myna.spec import Spec, numbered
 from myna.teachers.ledger import Budget, Ledger
 from myna.teachers.prefixes import Prefixes
 from myna.teachers.uri import open_teacher
@@ -56,6 +64,25 @@ def test_a_markov_chain_is_learned_and_the_best_epoch_kept(kind):
     gap = float((teacher.score(fresh) - result.student.score(fresh)).mean()) / 8
     uniform = float(teacher.score(fresh).mean()) / 8 + math.log(3)
     assert gap < 0.01 < uniform / 5  # nats a token
+
+
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("lengths", [(1, 8, 9, 32, 33, 140), (40, 41), (3,)])
+def test_the_gradient_is_that_of_all_strings_side_by_side(kind, lengths):
+    language = Spec(numbered(3), None, None, "unset")
+    settings = NetworkSettings(kind=kind, parameters=1500)
+    module = _module(settings, 3, torch.Generator().manual_seed(0)).double()
+    random = torch.Generator().manual_seed(1)
+    text = strings([torch.randint(3, (n,), generator=random).tolist() for n in lengths])
+    _add_gradient(module, text, language.num_tokens)
+    found = [part.grad.clone() for part in module.parameters()]
+    module.zero_grad()
+    before = torch.nn.functional.pad(text.tokens.clamp(min=0)[:, :-1], (1, 0), value=3)
+    laws = module(before).log_softmax(2)
+    each = laws.gather(2, text.tokens.clamp(min=0)[..., None])[..., 0]
+    (-each[text.tokens >= 0].mean()).backward()
+    for mine, plain in zip(found, module.parameters(), strict=True):
+        torch.testing.assert_close(mine, plain.grad, rtol=1e-9, atol=1e-12)
 
 
 def test_fitting_ends_where_smaller_steps_bring_nothing():
