@@ -9,7 +9,7 @@ k + 3 dimensions. Random Dfas: 4 letters, n states of which half accept, a teach
     ours, exact    the exact learner, then the machine read off the copy at no query (registers)
     ours, states   `myna.learn.states` with its defaults
     L#             AALpy's, with its random W-method: on registers, as a Mealy machine, 12 walks of at
-                   most 12 letters a state; on Dfas of at most 30, once 50 a state and once 20, as
+                   most 12 letters a state and twice as many until it is right; on Dfas of at most 30, once 50 a state and once 20, as
                    many as our words to check. Random choices: the seed
 
 Units: a query of ours is the law after one distinct prefix. A word is a prefix that was asked and
@@ -25,6 +25,7 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Iterator
 
 import torch
 from results import FOLDER, save
@@ -49,6 +50,7 @@ except ImportError:
 
 
 WALKS = (50, 20)  # of L#'s check on Dfas, a state
+MORE_WALKS = (12, 24, 48, 96, 192)  # on registers
 
 
 def true_registers(k: int) -> Machine:
@@ -140,8 +142,17 @@ def on_registers(k: int, most: int) -> list[dict]:
     machine, row = ours_states(open_teacher(f"zoo:registers?k={k}"), 0)
     rows = [ours_exact(k, 0), row | {"same": equal(machine, true_registers(k))}]
     if run_Lsharp is not None and k <= most:
-        rows.append(l_sharp(mealy_registers(k), "mealy", 12, 12, 0))
+        rows += until_right(k)
     return [{"k": k, **row} for row in rows]
+
+
+def until_right(k: int) -> Iterator[dict]:
+    """L# with more and more walks a state, until its machine is the true one."""
+    for walks in MORE_WALKS:
+        row = l_sharp(mealy_registers(k), "mealy", walks, 12, 0)
+        yield row | {"walks": walks}
+        if row["same"]:
+            return
 
 
 def on_random(states: int, seed: int, largest: int) -> list[dict]:

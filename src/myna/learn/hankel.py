@@ -283,7 +283,7 @@ def _check(language: Spec, evidence: Evidence, settings: HankelSettings) -> int:
     if language.stop is None:
         raise InputError(
             "words of whole strings need a language that stops, and this one has no stop token; "
-            "`learn.spectral` learns from tokens in the middle"
+            "`myna.learn.spectral` learns from tokens without one"
         )
     if bool((evidence.given > 0).any()):
         raise InputError("plain strings are needed, and some rows have prompts")

@@ -198,8 +198,8 @@ def _check(language: Spec, evidence: Evidence, settings: SpectralSettings) -> No
         )
     if language.stop is not None:
         raise InputError(
-            "the spectral learner is for strings without a stop token; this language stops at "
-            f"{language.alphabet[language.stop]!r}"
+            "this spectral learner is for strings without a stop token, and this language stops at "
+            f"{language.alphabet[language.stop]!r}; `myna.learn.hankel` learns from words of whole strings"
         )
     shortest = 3
     if settings.structure is Structure.TIME_VARYING:
