@@ -9,8 +9,9 @@ k + 3 dimensions. Random Dfas: 4 letters, n states of which half accept, a teach
     ours, exact    the exact learner, then the machine read off the copy at no query (registers)
     ours, states   `myna.learn.states` with its defaults
     L#             AALpy's, with its random W-method: on registers, as a Mealy machine, 12 walks of at
-                   most 12 letters a state and twice as many until it is right; on Dfas of at most 30, once 50 a state and once 20, as
-                   many as our words to check. Random choices: the seed
+                   most 12 letters a state, and twice as many until it is right; on Dfas of at most
+                   30, once 50 a state and once 20, as many as our words to check. Random choices:
+                   the seed
 
 Units: a query of ours is the law after one distinct prefix. A word is a prefix that was asked and
 none of whose extensions was (for learning and for checking apart); L#'s query is one word, answered

@@ -1,35 +1,41 @@
 """PAutomaC: the spectral learners, from the training strings alone.
 
     python bench/pautomac_spectral.py --part tokens  # single tokens, on 1/100, 1/10, all strings
-    python bench/pautomac_spectral.py --part search  # which words, on problem 1
+    python bench/pautomac_spectral.py --part search  # the length of words, on problem 1
     python bench/pautomac_spectral.py --part words   # words, on the same strings as single tokens
 
-Figures, smoothing and test strings are those of `pautomac_train.py`, whose picture shows these
-rows too. Hsu, Kakade and Zhang's learner (`learn.spectral`) has single tokens for histories and
-futures and knows no stop: its strings go on with stops for ever, all triples up to the third stop
-are counted, and the start is the law of first tokens. With words (`learn.hankel`), their number
-and length come from one search: learned from two thirds of problem 1's strings, the best mean
-log-probability of the other third. The rank and the share of the unigrams' law are chosen on each
-problem by the last tenth of its strings; then all are used.
+Figures and test strings are those of `pautomac_train.py`, whose picture shows these rows too.
+Hsu, Kakade and Zhang's learner (`learn.spectral`) has single tokens for histories and futures and
+knows no stop: its strings go on with stops for ever, all triples up to the third stop are counted,
+and the start is the law of first tokens; its rank is by its noise test. With words
+(`learn.hankel`), their longest length comes from a search on problem 1: learned from two thirds of
+its training strings, the best mean log-probability of the other third. Their number, the rank and
+the smoothing are chosen on each problem by the last tenth of its strings; then all are used.
 
-Estimated weights may be negative; a student clips them at every token and divides by what is
-left. `bits_unclipped` scores with the weights f(x) of whole strings themselves, negative ones as
-0, rank and share chosen likewise: no distribution, but the competition's score divides by the sum
-over the test strings, and participants were free to send such numbers.
+Estimated weights may be negative. A student clips them at every token, so that one token can make
+a whole string impossible; two smoothings are tried: a share of the unigrams' law of whole strings,
+as for the other learners, and a floor, that share of the unigrams' law at every token (and all of
+it after a clipped token). "spectral, weights" scores by the weights f(x) of whole strings
+themselves, negative ones as 0, with a share of the unigrams': no distribution, but the
+competition's score divides by the sum over the test strings, so participants were free to send
+such numbers. Its choices are made by the same score: held-out strings' weights are divided by
+their sum over the distinct ones.
 """
 
 import argparse
 import itertools
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from pautomac_train import (
+    FLOORS,
     PARTS,
     PROBLEMS,
     Problem,
-    Score,
     after,
     best_share,
     chosen,
@@ -49,8 +55,9 @@ from myna.lowrank.model import LowRankModel
 from myna.lowrank.student import Strings, Student
 from myna.spec import Spec, numbered
 
-LONGEST, WORDS = (1, 2, 4, 6), (100, 300, 1000)
-RANKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 100)
+LONGEST, WORDS = (1, 2, 4, 6, 8), (100, 300, 1000)  # 3,000 were behind 1,000 on problem 1
+SMOOTHINGS = ("share", "floor", "weights")
+RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 100)
 
 
 def spectral(language: Spec, text: Strings) -> tuple[Student, int]:
@@ -75,7 +82,7 @@ def spectral(language: Spec, text: Strings) -> tuple[Student, int]:
     return LowRankModel.of(process, start, fit.student.steps), fit.report.cuts[0].rank
 
 
-def from_moments(problem: Problem, part: float) -> dict:
+def from_moments(problem: Problem, part: float) -> Iterator[dict]:
     """The spectral learner; its share by the last tenth of the strings, then on all of them."""
     language, began = problem.language, time.perf_counter()
     text = first(problem.train, round(part * len(problem.train.lengths)))
@@ -89,70 +96,126 @@ def from_moments(problem: Problem, part: float) -> dict:
     log_q = mixed(student.score, unigrams(language, text).score, share)(problem.test)
     more = {"rank": rank, "zeros": zeros, "seconds": time.perf_counter() - began}
     tokens = int(text.lengths.sum())
-    return problem.row("spectral", tokens, log_q, part=part, share=share, **more)
+    yield problem.row("spectral", tokens, log_q, part=part, share=share, **more)
 
 
-def unclipped(model: LowRankModel, text: Strings) -> torch.Tensor:
-    """Log f(x), -inf where it is not positive: operators multiplied, nothing divided."""
-    (step,) = model.steps
-    vector = model.initial(len(text.lengths)).vector
-    value = vector.new_zeros(len(vector))
-    for t, tokens in enumerate(text.tokens.T):
-        read = tokens.clamp(min=0)
-        weight = (vector @ step.laws).gather(1, read[:, None])[:, 0]
-        value = torch.where(text.lengths == t + 1, weight, value)
-        vector = apply_by_token(step.operators, vector, read)
-    return value.clamp(min=0).log()
+class Read(NamedTuple):
+    """What a copy says of some strings, and what they are if their tokens are independent.
+
+    laws: (string, time), Q of each token; 0 for a clipped one and all after it, 1 after the end
+    unigrams: (string, time), U of each token; 1 after the end
+    weights: (string,), f(x)
+    """
+
+    laws: torch.Tensor
+    unigrams: torch.Tensor
+    weights: torch.Tensor
+
+    @staticmethod
+    def of(model: LowRankModel, law: torch.Tensor, text: Strings) -> "Read":
+        """Operators multiplied, nothing divided; strings in any order."""
+        (step,) = model.steps
+        order = text.lengths.argsort(descending=True)
+        tokens, lengths = text.tokens[order].clamp(min=0), text.lengths[order]
+        vector = model.initial(len(order)).vector
+        laws = torch.ones(tokens.shape).double()
+        weights, alive = vector.new_ones(len(order)), vector.new_ones(len(order))
+        for t in range(int(lengths.max())):
+            here = int((lengths > t).sum())
+            read, vector = tokens[:here, t], vector[:here]
+            told = vector @ step.laws
+            weight = told.gather(1, read[:, None])[:, 0]
+            weights[:here] = weight
+            alive[:here] *= weight > 0
+            total = told.clamp(min=0).sum(1)
+            laws[:here, t] = torch.where(alive[:here] > 0, weight / total, 0.0)
+            vector = apply_by_token(step.operators, vector, read)
+        back = order.argsort()
+        inside = torch.arange(tokens.shape[1]) < text.lengths[:, None]
+        one = torch.where(inside, law[text.tokens.clamp(min=0)], 1.0)
+        return Read(laws[back], one, weights[back])
+
+    def scores(self, smoothing: str, share: float) -> torch.Tensor:
+        """Log-probabilities of the strings; of their weights for "weights"."""
+        if smoothing == "floor":
+            return ((1 - share) * self.laws + share * self.unigrams).log().sum(1)
+        own = self.weights.clamp(min=0).log() if smoothing == "weights" else self.laws.log().sum(1)
+        return torch.logaddexp(
+            own + math.log1p(-share), self.unigrams.log().sum(1) + math.log(share)
+        )
 
 
-def scores(model: LowRankModel) -> dict[str, Score]:
-    """How a copy may be scored: as a student, and by its weights."""
-    return {"clipped": model.score, "unclipped": lambda text: unclipped(model, text)}
+class Choice(NamedTuple):
+    """A held-out value and what gave it; the best is the largest."""
+
+    value: float
+    longest: int
+    words: int
+    rank: int
+    smoothing: str
+    share: float
 
 
-def best_ranks(language: Spec, seen: Strings, held_out: Strings, settings: HankelSettings) -> dict:
-    """For both ways to score: the best held-out value, its rank and its share."""
-    found, other = learn_hankel(language, evidence(seen), settings), unigrams(language, seen).score
-    tried: dict[str, list[tuple[float, int, float]]] = {}
-    for rank in RANKS:
-        if rank <= len(found.singular_values):
-            for name, score in scores(found.model(language, rank)).items():
-                value, share = best_share(score, other, held_out)
-                tried.setdefault(name, []).append((value, rank, share))
-    return {name: max(values) for name, values in tried.items()}
+def choices(
+    language: Spec, seen: Strings, held_out: Strings, lengths: tuple[int, ...]
+) -> list[Choice]:
+    """The held-out value of everything that may be chosen."""
+    law, found = law_of_tokens(language, seen), []
+    _, distinct = held_out.tokens.unique(dim=0, return_inverse=True)
+    once = first_places(distinct)
+    for longest, words in itertools.product(lengths, WORDS):
+        factors = learn_hankel(language, evidence(seen), HankelSettings(longest, words))
+        for rank in RANKS:
+            if rank > len(factors.singular_values):
+                break
+            read = Read.of(factors.model(language, rank), law, held_out)
+            for smoothing, share in itertools.product(SMOOTHINGS, FLOORS):
+                scores = read.scores(smoothing, share)
+                value = float(scores.mean())
+                if smoothing == "weights":
+                    value -= float(scores[once].logsumexp(0))
+                found.append(Choice(value, longest, words, rank, smoothing, share))
+    return found
+
+
+def law_of_tokens(language: Spec, text: Strings) -> torch.Tensor:
+    one = unigrams(language, text)
+    return one.law(one.initial(1))[0].exp()
+
+
+def first_places(which: torch.Tensor) -> torch.Tensor:
+    """Where each number stands first."""
+    order = which.argsort(stable=True)
+    return order[torch.cat([torch.tensor([True]), which[order].diff() != 0])]
 
 
 def search(folder: Path) -> None:
-    """Mean held-out log-probability (nats a string) of words of some length and number."""
+    """Mean held-out log-probability (nats a string) of words of some length."""
     problem = Problem.read(folder, 1)
     cut = len(problem.train.lengths) * 2 // 3
     seen, held_out = first(problem.train, cut), after(problem.train, cut)
     rows = Rows("pautomac_train.search-words", __doc__ or "")
-    for longest, words in itertools.product(LONGEST, WORDS):
-        settings = HankelSettings(longest, words)
-        value, rank, share = best_ranks(problem.language, seen, held_out, settings)["clipped"]
-        row = {"learner": "spectral, words", "longest": longest, "words": words}
-        rows.add({**row, "rank": rank, "share": share, "held_out": value})
+    for longest in LONGEST:
+        tried = choices(problem.language, seen, held_out, (longest,))
+        best = max(c for c in tried if c.smoothing != "weights")
+        rows.add({"learner": "spectral, words", "held_out": best.value, **best._asdict()})
 
 
-def from_words(problem: Problem, part: float) -> dict:
-    """Rank and share by the last tenth of the strings, then on all of them."""
+def from_words(problem: Problem, part: float) -> Iterator[dict]:
+    """Everything chosen by the last tenth of the strings, then on all of them."""
     language, began = problem.language, time.perf_counter()
     text = first(problem.train, round(part * len(problem.train.lengths)))
     cut = len(text.lengths) * 9 // 10
-    kept = chosen("spectral, words", "search-words")
-    settings = HankelSettings(kept["longest"], kept["words"])
-    best = best_ranks(language, first(text, cut), after(text, cut), settings)
-    found, other = learn_hankel(language, evidence(text), settings), unigrams(language, text).score
-    tokens, rows = int(text.lengths.sum()), {}
-    for name, (_, rank, share) in best.items():
-        score = scores(found.model(language, rank))[name]
-        zeros = int((score(problem.test) == -math.inf).sum())
-        more = {"rank": rank, "share": share, "zeros": zeros}
-        log_q = mixed(score, other, share)(problem.test)
-        rows[name] = problem.row("spectral, words", tokens, log_q, part=part, **more)
-    raw = {f"{k}_unclipped": rows["unclipped"][k] for k in ("bits", "rank", "share", "zeros")}
-    return rows["clipped"] | raw | {"seconds": time.perf_counter() - began}
+    longest = chosen("spectral, words", "search-words")["longest"]
+    tried = choices(language, first(text, cut), after(text, cut), (longest,))
+    for learner, own in (("spectral, words", True), ("spectral, weights", False)):
+        best = max(c for c in tried if (c.smoothing != "weights") == own)
+        factors = learn_hankel(language, evidence(text), HankelSettings(longest, best.words))
+        model = factors.model(language, best.rank)
+        read = Read.of(model, law_of_tokens(language, text), problem.test)
+        log_q = read.scores(best.smoothing, best.share)
+        more = best._asdict() | {"seconds": time.perf_counter() - began}
+        yield problem.row(learner, int(text.lengths.sum()), log_q, part=part, **more)
 
 
 def main() -> None:
@@ -167,10 +230,9 @@ def main() -> None:
     some = "" if asked.problems == list(PROBLEMS) else f"-{asked.problems[0]}-{asked.problems[-1]}"
     name, learned = ("spectral", from_moments) if asked.part == "tokens" else ("words", from_words)
     rows = Rows(f"pautomac_train.{name}{some}", __doc__ or "")
-    for number in asked.problems:
-        problem = Problem.read(folder, number)
-        for share in PARTS:
-            rows.add(learned(problem, share))
+    for number, part in itertools.product(asked.problems, PARTS):
+        for row in learned(Problem.read(folder, number), part):
+            rows.add(row)
 
 
 if __name__ == "__main__":

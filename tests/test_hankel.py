@@ -113,6 +113,10 @@ def test_exact_moments_give_the_automaton(seed):
     assert float(found.singular_values[2] / found.singular_values[0]) > 1e-6
     assert float(found.singular_values[3] / found.singular_values[0]) < 1e-8
     student = found.model(LANGUAGE, 3)
+    (step,) = student.steps  # over histories: laws and a law of them
+    torch.testing.assert_close(step.laws.sum(1), torch.ones(3).double(), rtol=1e-6, atol=0.0)
+    assert float(student.first.sum()) == pytest.approx(1.0)
+    assert float(student.first.abs().max()) < 3.0  # a spanner's coefficients are small
     words = all_words(5)
     scores = student.score(strings([[*w, STOP] for w in words])).exp()
     expected = torch.tensor([truth.probability(w) for w in words]).double()
@@ -172,10 +176,12 @@ def test_more_strings_bring_it_closer():
     assert errors[1] < errors[0] / 3, errors
 
 
-def test_a_horizonless_language_may_have_more_letters_than_are_seen():
+def test_letters_never_seen_are_impossible():
     wide = Spec((*numbered(5), "<stop>"), 5, None, "unset")
     data = evidence([[0, 1, 5], [1, 5], [5], [0, 0, 5]])
     student = learn_hankel(wide, data, HankelSettings(2)).model(wide, 2)
+    assert bool(student.steps[0].change.isfinite().all())
+    assert float(student.score(strings([[0, 3, 5]]))) == -torch.inf
     law = student.law(student.initial(1)).exp()
     assert float(law[0, 2:5].sum()) == 0.0
     assert float(law.sum()) == pytest.approx(1.0)
@@ -201,10 +207,26 @@ def test_what_cannot_be_learned_from_is_refused():
         learn_hankel(LANGUAGE, prompted, settings)
     with pytest.raises(InputError, match="too many to number"):
         learn_hankel(LANGUAGE, evidence([[0, STOP]]), HankelSettings(60))
-    found = learn_hankel(LANGUAGE, evidence([[0, STOP], [STOP]]), settings)
-    for rank in (0, 50):
-        with pytest.raises(InputError, match=f"show ranks 1 to .*, got {rank}"):
+    with pytest.raises(InputError, match="sequence 1 has 3"):
+        learn_hankel(LANGUAGE, evidence([[0, STOP], [3, STOP]]), settings)
+    with pytest.raises(InputError, match="stop"):
+        learn_hankel(LANGUAGE, evidence([[0, STOP, 1, STOP]]), settings)
+    for counts in ([1.0, 0.0], [1.0, -1.0], [1.0, torch.nan]):
+        with pytest.raises(InputError, match="positive and finite"):
+            learn_hankel(LANGUAGE, evidence([[0, STOP], [1, STOP]], counts), settings)
+
+
+def test_ranks_are_those_that_the_words_show():
+    """Strings 0^n with a chance of going on of one half: rank 1, and nothing of rounding."""
+    rows = [[0] * n + [STOP] for n in range(120)]
+    data = evidence(rows, [0.5 ** (n + 1) for n in range(120)])
+    found = learn_hankel(LANGUAGE, data, HankelSettings(3))
+    assert len(found.singular_values) == 1
+    for rank in (0, 2):
+        with pytest.raises(InputError, match=f"show ranks 1 to 1, got {rank}"):
             found.model(LANGUAGE, rank)
+    few = learn_hankel(LANGUAGE, Weighted(1).evidence(), HankelSettings(3, max_rank=2))
+    assert len(few.singular_values) == 2
 
 
 def sampled(teacher, count, seed):

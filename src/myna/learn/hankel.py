@@ -10,8 +10,8 @@ begins with w, and words p (histories) and s (futures, which may end with the st
 
 Source: Balle, Carreras, Luque and Quattoni, "Spectral learning of weighted automata" (Machine
 Learning 96, 2014), recalled: f and g have the same operators, so that every place of a string
-counts, and only the start is read from first words. It needs H to have the rank of the language;
-`learn.spectral` is the case of single tokens without a stop.
+counts, and only the start is read from first words. It needs H to have the rank of the language.
+`learn.spectral` is close to the case of single tokens, for languages without a stop.
 
 Where we differ. (1) H is weighed by g(p)^-1/2 and g(s)^-1/2, about the inverse deviations of its
 entries; the formulas hold for any weights. (2) The words are the most frequent ones up to a length.
@@ -31,6 +31,7 @@ from myna.learn.evidence import Evidence
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.spanner import barycentric_spanner
 from myna.lowrank.step import Step
+from myna.lowrank.student import check_strings
 from myna.spec import Spec
 
 _MAX_CODE = 2**62
@@ -42,7 +43,8 @@ class HankelSettings:
     """Which words stand for histories and futures.
 
     longest: tokens of a word, at most
-    words: histories, and as many futures; the most frequent ones and the empty word
+    words: histories, and as many futures; the most frequent ones and the empty word. Counting
+        takes 8 bytes x tokens of the alphabet x words^2
     max_rank: the largest m that can be asked for
     """
 
@@ -108,7 +110,7 @@ class HankelFactors(NamedTuple):
         values = self.singular_values[:rank]
         operators = self.moved[:, :rank, :rank] / values[:, None]  # A_x
         total = self.seen[:rank] / values  # a
-        rows = self.basis[:, :rank] * values  # states of the histories, joint with seeing them
+        rows = self.basis[:, :rank] * values  # states of the histories, by sqrt(g(p))
         chosen = barycentric_spanner(rows, tolerance=0.0, max_rank=rank).indices
         gauge = rows[chosen] / (rows[chosen] @ total)[:, None]
         moved = gauge @ operators @ torch.linalg.inv(gauge)  # token, basis, basis
@@ -198,7 +200,8 @@ class _Places(NamedTuple):
 
     @staticmethod
     def of(evidence: Evidence, longest: int, num_tokens: int) -> "_Places":
-        tokens, shares = evidence.tokens, evidence.counts / evidence.counts.sum()
+        tokens, counts = evidence.tokens, evidence.counts.double()
+        shares = counts / counts.sum()
         columns = torch.arange(tokens.shape[1], device=tokens.device)
         rows, places = (columns < evidence.lengths[:, None]).nonzero().unbind(1)
         padded = torch.nn.functional.pad(tokens, (longest, longest + 1), value=-1)
@@ -232,7 +235,7 @@ class _Words(NamedTuple):
     def of(
         found: list[Int[Tensor, " place"]], weight: Float[Tensor, " place"], most: int
     ) -> "_Words":
-        """The most frequent words of each place's, and the empty word."""
+        """The most frequent of the words found, and the empty one."""
         seen, often = [], []
         for codes in found:
             inside = codes >= 0
@@ -280,6 +283,7 @@ def _add(
 
 def _check(language: Spec, evidence: Evidence, settings: HankelSettings) -> int:
     """The stop token."""
+    check_strings(language, evidence.strings)
     if language.stop is None:
         raise InputError(
             "words of whole strings need a language that stops, and this one has no stop token; "
@@ -289,6 +293,8 @@ def _check(language: Spec, evidence: Evidence, settings: HankelSettings) -> int:
         raise InputError("plain strings are needed, and some rows have prompts")
     if not len(evidence.lengths) or int(evidence.lengths.min()) < 1:
         raise InputError("strings of at least one token each are needed")
+    if not bool((evidence.counts.isfinite() & (evidence.counts > 0)).all()):
+        raise InputError("counts must be positive and finite; leave out strings that never came")
     ends = evidence.tokens.gather(1, evidence.lengths[:, None] - 1)
     if bool((ends != language.stop).any()):
         raise InputError(
