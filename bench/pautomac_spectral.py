@@ -102,7 +102,7 @@ def from_moments(problem: Problem, part: float) -> Iterator[dict]:
 class Read(NamedTuple):
     """What a copy says of some strings, and what they are if their tokens are independent.
 
-    laws: (string, time), Q of each token; 0 for a clipped one and all after it, 1 after the end
+    laws: (string, time), Q of each token: 0 for a clipped one, U after it; 1 after the end
     unigrams: (string, time), U of each token; 1 after the end
     weights: (string,), f(x)
     """
@@ -119,16 +119,16 @@ class Read(NamedTuple):
         tokens, lengths = text.tokens[order].clamp(min=0), text.lengths[order]
         vector = model.initial(len(order)).vector
         laws = torch.ones(tokens.shape).double()
-        weights, alive = vector.new_ones(len(order)), vector.new_ones(len(order))
+        weights, alive = vector.new_ones(len(order)), lengths > 0
         for t in range(int(lengths.max())):
             here = int((lengths > t).sum())
             read, vector = tokens[:here, t], vector[:here]
             told = vector @ step.laws
             weight = told.gather(1, read[:, None])[:, 0]
             weights[:here] = weight
-            alive[:here] *= weight > 0
-            total = told.clamp(min=0).sum(1)
-            laws[:here, t] = torch.where(alive[:here] > 0, weight / total, 0.0)
+            q = weight.clamp(min=0) / told.clamp(min=0).sum(1)
+            laws[:here, t] = torch.where(alive[:here], q, law[read])
+            alive[:here] &= weight > 0
             vector = apply_by_token(step.operators, vector, read)
         back = order.argsort()
         inside = torch.arange(tokens.shape[1]) < text.lengths[:, None]
