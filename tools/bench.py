@@ -59,6 +59,8 @@ HOURS = (
     Bench("hmm_recovery.py --part samples", ("hmm_recovery.samples-0-1-2-3-4",)),
     Bench("pautomac_train.py --part samples", ("pautomac_train.samples",)),
     Bench("pautomac_train.py --part queries", ("pautomac_train.queries",)),
+    Bench("pautomac_spectral.py --part tokens", ("pautomac_train.spectral",)),
+    Bench("pautomac_spectral.py --part words", ("pautomac_train.words",)),
     Bench("sampled_parity.py --part ours", ("sampled_parity.ours",)),
     Bench("sampled_parity.py --part em --states 4", ("sampled_parity.em-4",)),
     Bench("sampled_parity.py --part em --states 2", ("sampled_parity.em-2",)),
