@@ -43,13 +43,14 @@ def test_scores_of_ragged_strings_are_sums_of_laws(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("parameters", [700, 5000])
+@pytest.mark.parametrize("parameters", [700, 1300, 2000, 5000, 9000])
 def test_the_size_is_the_one_asked_for(kind, parameters):
     teacher = open_teacher("zoo:hmm?states=3&symbols=5&horizon=6")
     settings = NetworkSettings(kind=kind, parameters=parameters, epochs=1)
     text = teacher.sample(20, random())
     student = fit_strings(teacher.spec, text, settings, random()).student
-    assert 0.6 * parameters < student.num_parameters <= parameters
+    least = 0.85 if kind is Kind.RECURRENT else 0.97
+    assert least * parameters < student.num_parameters <= parameters
 
 
 @pytest.mark.parametrize("kind", KINDS)

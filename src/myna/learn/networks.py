@@ -74,7 +74,18 @@ class NetworkSettings:
 class _Recurrent(torch.nn.Module):
     """One layer over one-hot symbols: 4w(O + 1) + 4w^2 + 8w numbers and wO + O to read it."""
 
-    step = 1  # of widths
+    @staticmethod
+    def numbers(tokens: int, width: int = 1) -> int:
+        """How many it has."""
+        return width * (5 * tokens + 4 * width + 12) + tokens
+
+    @staticmethod
+    def of(tokens: int, parameters: int) -> "_Recurrent":
+        """The widest with at most so many numbers."""
+        width = 1
+        while _Recurrent.numbers(tokens, width + 1) <= parameters:
+            width += 1
+        return _Recurrent(tokens, width)
 
     def __init__(self, tokens: int, width: int):
         super().__init__()
@@ -89,17 +100,38 @@ class _Recurrent(torch.nn.Module):
 
 
 class _Attention(torch.nn.Module):
-    """Two blocks: w(O + 1) + 24w^2 + 28w numbers and wO + O to read them."""
+    """Two blocks: w(O + 1) + 8w^2 + 20w + 2f(2w + 1) numbers, and wO + O to read them.
 
-    step = 2 * _HEADS  # heads divide the width, sines and cosines share it
+    f: width inside each block's feed-forward part
+    """
 
-    def __init__(self, tokens: int, width: int):
+    step = 2 * _HEADS  # of w: heads divide it, sines and cosines share it
+
+    @staticmethod
+    def numbers(tokens: int, width: int = step, inside: int = 4 * step) -> int:
+        """How many it has."""
+        return width * (2 * tokens + 8 * width + 21) + 2 * inside * (2 * width + 1) + tokens
+
+    @staticmethod
+    def of(tokens: int, parameters: int) -> "_Attention":
+        """The w for which f = 4w comes nearest to so many numbers, and then f to have at most them."""
+        step, width = _Attention.step, _Attention.step
+
+        def above(w: int) -> int:
+            return _Attention.numbers(tokens, w, 4 * w) - parameters
+
+        while abs(above(width + step)) <= abs(above(width)):
+            width += step
+        left = parameters - _Attention.numbers(tokens, width, 0)
+        return _Attention(tokens, width, left // (2 * (2 * width + 1)))
+
+    def __init__(self, tokens: int, width: int, inside: int):
         super().__init__()
         self.width = width
         self.read = torch.nn.Embedding(tokens + 1, width)
         self.blocks = torch.nn.ModuleList(
             torch.nn.TransformerEncoderLayer(
-                width, _HEADS, 4 * width, dropout=0.0, batch_first=True, norm_first=True
+                width, _HEADS, inside, dropout=0.0, batch_first=True, norm_first=True
             )
             for _ in range(2)
         )
@@ -307,26 +339,16 @@ def fit_strings(
 def _module(
     settings: NetworkSettings, tokens: int, generator: torch.Generator
 ) -> _Recurrent | _Attention:
-    """The widest network with at most as many numbers, started by the generator."""
+    """A network with about as many numbers and no more, started by the generator."""
     made = _MODULES[settings.kind]
-
-    def count(width: int) -> int:
-        shared = width * (2 * tokens + 1) + tokens
-        if settings.kind is Kind.RECURRENT:
-            return shared + 4 * width * (width + 2) + 3 * width * (tokens + 1)
-        return shared + 24 * width * width + 28 * width
-
-    width = made.step
-    if count(width) > settings.parameters:
+    if made.numbers(tokens) > settings.parameters:
         raise InputError(
-            f"the smallest {settings.kind.value} network over {tokens} tokens has {count(width)} "
-            f"numbers, and {settings.parameters} were allowed; allow more"
+            f"the smallest {settings.kind.value} network over {tokens} tokens has "
+            f"{made.numbers(tokens)} numbers, and {settings.parameters} were allowed; allow more"
         )
-    while count(width + made.step) <= settings.parameters:
-        width += made.step
     with torch.random.fork_rng(devices=[]):  # modules start from the CPU's generator alone
         torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        return made(tokens, width)
+        return made.of(tokens, settings.parameters)
 
 
 def _fit(
