@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from pautomac_train import (
     FLOORS,
@@ -38,10 +39,13 @@ from pautomac_train import (
     Problem,
     after,
     best_share,
+    blended,
     chosen,
     evidence,
     first,
+    law_of_tokens,
     mixed,
+    result_name,
     unigrams,
 )
 from results import need_shared
@@ -140,9 +144,7 @@ class Read(NamedTuple):
         if smoothing == "floor":
             return ((1 - share) * self.laws + share * self.unigrams).log().sum(1)
         own = self.weights.clamp(min=0).log() if smoothing == "weights" else self.laws.log().sum(1)
-        return torch.logaddexp(
-            own + math.log1p(-share), self.unigrams.log().sum(1) + math.log(share)
-        )
+        return blended(own, self.unigrams.log().sum(1), share)
 
 
 class Choice(NamedTuple):
@@ -161,10 +163,10 @@ def choices(
 ) -> list[Choice]:
     """The held-out value of everything that may be chosen."""
     law, found = law_of_tokens(language, seen), []
-    _, distinct = held_out.tokens.unique(dim=0, return_inverse=True)
-    once = first_places(distinct)
+    rows = evidence(seen)
+    _, once = np.unique(held_out.tokens.numpy(), axis=0, return_index=True)
     for longest, words in itertools.product(lengths, WORDS):
-        factors = learn_hankel(language, evidence(seen), HankelSettings(longest, words))
+        factors = learn_hankel(language, rows, HankelSettings(longest, words))
         for rank in RANKS:
             if rank > len(factors.singular_values):
                 break
@@ -176,17 +178,6 @@ def choices(
                     value -= float(scores[once].logsumexp(0))
                 found.append(Choice(value, longest, words, rank, smoothing, share))
     return found
-
-
-def law_of_tokens(language: Spec, text: Strings) -> torch.Tensor:
-    one = unigrams(language, text)
-    return one.law(one.initial(1))[0].exp()
-
-
-def first_places(which: torch.Tensor) -> torch.Tensor:
-    """Where each number stands first."""
-    order = which.argsort(stable=True)
-    return order[torch.cat([torch.tensor([True]), which[order].diff() != 0])]
 
 
 def search(folder: Path) -> None:
@@ -208,11 +199,12 @@ def from_words(problem: Problem, part: float) -> Iterator[dict]:
     cut = len(text.lengths) * 9 // 10
     longest = chosen("spectral, words", "search-words")["longest"]
     tried = choices(language, first(text, cut), after(text, cut), (longest,))
+    law, rows = law_of_tokens(language, text), evidence(text)
     for learner, own in (("spectral, words", True), ("spectral, weights", False)):
         best = max(c for c in tried if (c.smoothing != "weights") == own)
-        factors = learn_hankel(language, evidence(text), HankelSettings(longest, best.words))
+        factors = learn_hankel(language, rows, HankelSettings(longest, best.words))
         model = factors.model(language, best.rank)
-        read = Read.of(model, law_of_tokens(language, text), problem.test)
+        read = Read.of(model, law, problem.test)
         log_q = read.scores(best.smoothing, best.share)
         more = best._asdict() | {"seconds": time.perf_counter() - began}
         yield problem.row(learner, int(text.lengths.sum()), log_q, part=part, **more)
@@ -228,9 +220,8 @@ def main() -> None:
     if asked.part == "search":
         search(folder)
         return
-    some = "" if asked.problems == list(PROBLEMS) else f"-{asked.problems[0]}-{asked.problems[-1]}"
     name, learned = ("spectral", from_moments) if asked.part == "tokens" else ("words", from_words)
-    rows = Rows(f"pautomac_train.{name}{some}", __doc__ or "")
+    rows = Rows(result_name(name, asked.problems), __doc__ or "")
     for number, part in itertools.product(asked.problems, PARTS):
         for row in learned(Problem.read(folder, number), part):
             rows.add(row)

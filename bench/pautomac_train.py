@@ -112,14 +112,20 @@ def unigrams(language: Spec, text: Strings) -> Ngrams:
     return count_ngrams(language, text, 1)
 
 
-def mixed(score: Score, other: Score, share: float) -> Score:
+def law_of_tokens(language: Spec, text: Strings) -> torch.Tensor:
+    """The unigrams' law, (token,)."""
+    one = unigrams(language, text)
+    return one.law(one.initial(1))[0].exp()
+
+
+def blended(log_q: torch.Tensor, log_u: torch.Tensor, share: float) -> torch.Tensor:
     """Log of (1 - share) Q + share U, whole strings."""
+    return torch.logaddexp(log_q + math.log1p(-share), log_u + math.log(share))
 
-    def scored(text: Strings) -> torch.Tensor:
-        both = (score(text) + math.log1p(-share), other(text) + math.log(share))
-        return torch.logaddexp(*both)
 
-    return scored
+def mixed(score: Score, other: Score, share: float) -> Score:
+    """The same of two scores."""
+    return lambda text: blended(score(text), other(text), share)
 
 
 def evidence(text: Strings) -> Evidence:
@@ -150,8 +156,7 @@ def search(folder: Path) -> None:
     cut = len(problem.train.lengths) * 2 // 3
     seen, held_out = first(problem.train, cut), after(problem.train, cut)
     rows = Rows("pautomac_train.search", __doc__ or "")
-    one = unigrams(problem.language, seen)
-    law = one.law(one.initial(1))[0].exp()
+    law = law_of_tokens(problem.language, seen)
     for eps in EPS if has_aalpy() else ():
         machine = alergia(seen, eps)
         for floor in FLOORS:
@@ -213,7 +218,6 @@ def from_samples(problem: Problem, part: float) -> Iterator[dict]:
     """N-grams and Alergia on the first strings of the file."""
     text = first(problem.train, round(part * len(problem.train.lengths)))
     language, tokens = problem.language, int(text.lengths.sum())
-    one = unigrams(language, text)
     began = time.perf_counter()
     ngrams, _ = fit_ngrams(language, text)
     seconds = time.perf_counter() - began
@@ -223,7 +227,7 @@ def from_samples(problem: Problem, part: float) -> Iterator[dict]:
         return
     setting, began = chosen("Alergia"), time.perf_counter()
     machine = alergia(text, setting["eps"])
-    law = one.law(one.initial(1))[0].exp()
+    law = law_of_tokens(language, text)
     copy = merged_student(language, machine, law, setting["floor"])
     more = {k: setting[k] for k in ("eps", "floor")} | {"states": len(machine.states)}
     log_q, seconds = copy.score(problem.test), time.perf_counter() - began
@@ -327,10 +331,15 @@ def from_queries(problem: Problem, folder: Path, budget: int | None) -> dict:
     )
 
 
+def result_name(part: str, problems: list[int]) -> str:
+    """That of the kept result; where not all problems are run, the first and the last."""
+    some = "" if problems == list(PROBLEMS) else f"-{problems[0]}-{problems[-1]}"
+    return f"pautomac_train.{part}{some}"
+
+
 def run(part: str, folder: Path, problems: list[int]) -> None:
     """All problems of one part, a row at a time."""
-    some = "" if problems == list(PROBLEMS) else f"-{problems[0]}-{problems[-1]}"
-    rows = Rows(f"pautomac_train.{part}{some}", __doc__ or "")
+    rows = Rows(result_name(part, problems), __doc__ or "")
     for number in problems:
         problem = Problem.read(folder, number)
         if part == "samples":

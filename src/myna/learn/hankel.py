@@ -30,7 +30,7 @@ from myna.errors import InputError
 from myna.learn.evidence import Evidence
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.spanner import barycentric_spanner
-from myna.lowrank.step import Step
+from myna.lowrank.step import divided
 from myna.lowrank.student import check_strings
 from myna.spec import Spec
 
@@ -118,9 +118,7 @@ class HankelFactors(NamedTuple):
         assert language.stop is not None
         laws[:, language.stop] = gauge @ (self.stops[:rank] / values)
         first = torch.linalg.solve(gauge.T, self.first[:rank])
-        change = torch.where(laws.T[..., None] != 0, moved / laws.T[..., None], 0.0)
-        step = Step(laws.contiguous(), change.transpose(0, 1).contiguous())
-        return LowRankModel.of(language, first, (step,))
+        return LowRankModel.of(language, first, (divided(laws, moved.transpose(0, 1)),))
 
 
 def learn_hankel(language: Spec, evidence: Evidence, settings: HankelSettings) -> HankelFactors:

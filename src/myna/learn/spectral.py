@@ -37,7 +37,7 @@ from myna.learn.evidence import Evidence
 from myna.learn.report import Structure
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.spanner import barycentric_spanner
-from myna.lowrank.step import Step
+from myna.lowrank.step import Step, divided
 from myna.spec import Spec
 
 _NUMERICAL = 1e-10  # a singular value this much below the largest is rounding
@@ -320,18 +320,7 @@ def _step(before: _Cut, triples: Float[Tensor, "token token token"], after: _Cut
     operators = after.basis.T @ triples @ torch.linalg.pinv(before.seen)  # B_x
     moved = before.gauge @ operators.transpose(1, 2) @ torch.linalg.inv(after.gauge)
     laws = (moved @ (after.gauge @ after.total)).T
-    return _divided(laws, moved.transpose(0, 1))
-
-
-def _divided(
-    laws: Float[Tensor, "rank token"], moved: Float[Tensor, "rank token next_rank"]
-) -> Step:
-    """A step from L and L G; where L is zero nothing can follow."""
-    possible = laws != 0
-    change = torch.where(
-        possible[:, :, None], moved / torch.where(possible, laws, 1.0)[:, :, None], 0.0
-    )
-    return Step(laws.contiguous(), change.contiguous())
+    return divided(laws, moved.transpose(0, 1))
 
 
 def spectral_stationary(language: Spec, moments: Moments, rank: int) -> LowRankModel:
@@ -361,7 +350,7 @@ def spectral_varying(
         )
     cuts = [_Cut.of(part, rank) for part, rank in zip(moments, ranks, strict=True)]
     after_first = torch.linalg.solve(cuts[0].gauge, cuts[0].seen.T, left=False)
-    steps = [_divided(first[None], after_first[None])]
+    steps = [divided(first[None], after_first[None])]
     for part, here, after in zip(moments[:-1], cuts[:-1], cuts[1:], strict=True):
         if part.triples is None:
             raise InputError("every cut but the last needs the law of triples; one is missing")

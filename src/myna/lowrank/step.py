@@ -62,3 +62,14 @@ class Step:
         if negative or bool(differs.any()) or bool(((sums - 1).abs() > ROUNDING).any()):
             return None
         return table
+
+
+def divided(
+    laws: Float[Tensor, "rank token"],
+    moved: Float[Tensor, "rank token next_rank"],
+    histories: tuple[tuple[int, ...], ...] = (),
+) -> Step:
+    """The step of L and L G; where L is zero nothing can follow."""
+    possible = (laws != 0)[:, :, None]
+    change = torch.where(possible, moved / torch.where(possible, laws[:, :, None], 1.0), 0.0)
+    return Step(laws.contiguous(), change.contiguous(), histories)

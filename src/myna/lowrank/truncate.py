@@ -46,7 +46,7 @@ from myna.errors import InputError
 from myna.lowrank.model import LowRankModel
 from myna.lowrank.noisy import convex_coefficients
 from myna.lowrank.spanner import barycentric_spanner
-from myna.lowrank.step import Step
+from myna.lowrank.step import Step, divided
 from myna.lowrank.student import Strings
 
 _CANDIDATES = 1000  # drawn histories of which a basis is chosen, at most, at each stored step
@@ -276,8 +276,4 @@ def _smaller(
     """Laws of kept histories, and where their children lie in the next new basis."""
     laws = kept @ step.laws
     moved = torch.einsum("ji,oik->jok", kept, step.operators) @ beyond
-    possible = laws > _POSSIBLE
-    change = torch.where(
-        possible[:, :, None], moved / torch.where(possible, laws, 1.0)[:, :, None], 0.0
-    )
-    return Step(torch.where(possible, laws, 0.0), change, histories)
+    return divided(torch.where(laws > _POSSIBLE, laws, 0.0), moved, histories)
